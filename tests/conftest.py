@@ -1,0 +1,76 @@
+"""What every test may use: golden files, Hypothesis profiles, and the choice of GPU tests."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+TESTS = Path(__file__).parent
+
+# A shared machine is slow at random: time is not what a law is about.
+settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", parent=settings.get_profile("default"), derandomize=True, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write the golden files instead of comparing")
+
+
+def has_gpu() -> bool:
+    """Whether the CUDA driver is there and sees a device; asked without importing any CUDA library."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if on_gpu and not has_gpu():
+        config.hook.pytest_deselected(items=on_gpu)
+        items[:] = [item for item in items if item not in on_gpu]
+
+
+@dataclass
+class Golden:
+    """The expected text of one test, kept in `tests/golden/<module>/<test>.txt`."""
+
+    stem: Path
+    update: bool
+    used: set[Path] = field(default_factory=set)
+
+    def check(self, text: str, part: str = "") -> None:
+        """Compare `text` with the golden file; `part` names one of several texts of the same test."""
+        path = self.stem.with_name(self.stem.name + (f".{part}" if part else "") + ".txt")
+        assert path not in self.used, f"{path.name} was checked twice in one test: give each text its own part="
+        self.used.add(path)
+        if not text.endswith("\n"):
+            text += "\n"
+        if self.update:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+            return
+        assert path.exists(), f"no golden file {path}: run pytest --update-golden and review the new file"
+        assert text == path.read_text(encoding="utf-8"), (
+            f"text differs from {path}: if the change is meant, run pytest --update-golden and review the diff"
+        )
+
+
+def golden_stem(test_file: Path, test_name: str) -> Path:
+    """Where the golden files of a test lie, without part and suffix."""
+    module = test_file.relative_to(TESTS).with_suffix("")
+    return TESTS / "golden" / module / re.sub(r"[^A-Za-z0-9_.=+-]+", "-", test_name).strip("-")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Golden:
+    return Golden(golden_stem(request.path, request.node.name), request.config.getoption("--update-golden"))

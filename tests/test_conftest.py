@@ -1,0 +1,34 @@
+"""The golden fixture must be able to fail."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TESTS, Golden, golden_stem
+
+
+def test_golden_missing_file_fails_with_advice(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="--update-golden"):
+        Golden(tmp_path / "nothing", update=False).check("text")
+
+
+def test_golden_writes_then_compares(tmp_path: Path) -> None:
+    Golden(tmp_path / "module" / "test", update=True).check("one line", part="after")
+    assert (tmp_path / "module" / "test.after.txt").read_text() == "one line\n"
+    Golden(tmp_path / "module" / "test", update=False).check("one line\n", part="after")
+    with pytest.raises(AssertionError, match="differs"):
+        Golden(tmp_path / "module" / "test", update=False).check("another line", part="after")
+
+
+def test_golden_refuses_the_same_file_twice(tmp_path: Path) -> None:
+    golden = Golden(tmp_path / "test", update=True)
+    golden.check("a")
+    with pytest.raises(AssertionError, match="part="):
+        golden.check("b")
+
+
+def test_golden_path_mirrors_the_test_tree() -> None:
+    stem = golden_stem(TESTS / "passes" / "test_vectorise.py", "test_width[u3-a/b]")
+    assert stem == TESTS / "golden" / "passes" / "test_vectorise" / "test_width-u3-a-b"
