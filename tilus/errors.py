@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import linecache
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,3 +159,8 @@ class FormatError(TilusError, ValueError):
 
 class InternalError(TilusError):
     """Our own bug: an invariant of the compiler does not hold."""
+
+
+def assert_never(value: NoReturn) -> NoReturn:
+    """Close a total `match`: a type checker proves that it cannot be reached (`typing.assert_never` needs Python 3.11)."""
+    raise InternalError(f"no case for {value!r}")

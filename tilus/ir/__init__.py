@@ -1,0 +1,1 @@
+"""The intermediate representation: thread-block-level programs over scalars and tensors."""

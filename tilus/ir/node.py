@@ -1,0 +1,117 @@
+"""The one node base and the one traversal of the IR.
+
+Every node is a frozen, slotted dataclass. Its children are whatever nodes stand in its fields, alone or in tuples; so
+`map_children` below is the only code that walks the IR and a pass cannot skip half of it.
+
+Types, layouts, attributes and expressions compare by value; `Var` and `Tensor` compare by identity. A node's `loc` is
+where the user wrote it and takes no part in comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
+from typing import Any, TypeVar
+
+from tilus.errors import Loc
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """Base of expressions, variables, statements, instructions and programs."""
+
+    loc: Loc | None = field(default=None, kw_only=True, compare=False, repr=False)
+
+
+N = TypeVar("N", bound=Node)
+
+
+@cache
+def field_names(cls: type[Node]) -> tuple[str, ...]:
+    """Return the names of the fields of a node class, `loc` left out."""
+    return tuple(f.name for f in fields(cls) if f.name != "loc")
+
+
+def map_children(node: N, f: Callable[[Node], Any]) -> N:
+    """Apply `f` to every child node; the same object when nothing changed.
+
+    Parameters
+    ----------
+    node : Node
+        Any node; `Var` and `Tensor` have no children.
+    f : callable
+        Gets a child, returns its replacement. In a tuple of statements it may also return a tuple, which is
+        spliced in (so a statement can become none or several).
+    """
+    changes = {}
+    for name in field_names(type(node)):
+        old = getattr(node, name)
+        new = _map_value(old, f)
+        if new is not old:
+            changes[name] = new
+    return replace(node, **changes) if changes else node
+
+
+def _map_value(value: Any, f: Callable[[Node], Any]) -> Any:
+    if isinstance(value, Node):
+        return f(value)
+    if not isinstance(value, tuple) or not value:
+        return value
+    out: list[Any] = []
+    for item in value:
+        new = _map_value(item, f)
+        if isinstance(item, Node) and isinstance(new, tuple):
+            out.extend(new)
+        else:
+            out.append(new)
+    same = len(out) == len(value) and all(a is b for a, b in zip(out, value, strict=True))
+    return value if same else tuple(out)
+
+
+def children(node: Node) -> Iterator[Node]:
+    """Yield the direct children of a node in field order."""
+    for name in field_names(type(node)):
+        yield from _nodes_in(getattr(node, name))
+
+
+def _nodes_in(value: Any) -> Iterator[Node]:
+    if isinstance(value, Node):
+        yield value
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _nodes_in(item)
+
+
+def walk(node: Node) -> Iterator[Node]:
+    """Yield the node and everything below it, in program order."""
+    yield node
+    for child in children(node):
+        yield from walk(child)
+
+
+def rewrite(node: Any, rule: Callable[[Node], Any]) -> Any:
+    """Rewrite bottom-up: children first, then `rule(node)`, where None keeps the node."""
+    node = map_children(node, lambda child: rewrite(child, rule))
+    new = rule(node)
+    return node if new is None else new
+
+
+def substitute(node: N, table: Mapping[Any, Any]) -> N:
+    """Replace variables and tensors (keys of `table`, by identity) wherever they stand, declarations included."""
+    new: N = rewrite(node, lambda n: table.get(n) if n.__class__ in _IDENTITY else None)
+    return new
+
+
+_IDENTITY: set[type[Node]] = set()
+
+
+def identity_node(cls: type[N]) -> type[N]:
+    """Mark a node class as compared by identity (a class decorator for `Var` and `Tensor`)."""
+    _IDENTITY.add(cls)
+    return cls
+
+
+def is_identity(node: Node) -> bool:
+    """Whether the node is a variable or a tensor."""
+    return node.__class__ in _IDENTITY

@@ -1,0 +1,96 @@
+"""Statements: Stmt = Let | Assign | If | For | While | Break | Continue | InstStmt. A body is a tuple of statements."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from tilus.ir.expr import Expr, Tensor, Var
+from tilus.ir.instructions.base import Instruction
+from tilus.ir.node import Node
+
+
+@dataclass(frozen=True, slots=True)
+class Let(Node):
+    """Declare a scalar variable."""
+
+    var: Var
+    value: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Assign(Node):
+    """Give a declared scalar variable a new value."""
+
+    var: Var
+    value: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class If(Node):
+    """Branch on a block-uniform boolean."""
+
+    cond: Expr
+    then: tuple[Stmt, ...]
+    orelse: tuple[Stmt, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class For(Node):
+    """Count `var` from `start` while below `stop` (above, for a negative step) by the constant `step`."""
+
+    var: Var
+    start: Expr
+    stop: Expr
+    step: int
+    body: tuple[Stmt, ...]
+    unroll: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class While(Node):
+    """Repeat while a block-uniform boolean holds."""
+
+    cond: Expr
+    body: tuple[Stmt, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Break(Node):
+    """Leave the innermost loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Continue(Node):
+    """Begin the next turn of the innermost loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """Which hardware instruction a line became, and why: written by selection, read by the emitters.
+
+    Attributes
+    ----------
+    atom : str
+        Name in `tilus.ir.atoms`.
+    width : int
+        Elements per access for memory operations, 1 otherwise.
+    note : str
+        The reason, for the reader: `16 B: offset % 8 == 0`, `0 bank conflicts`.
+    """
+
+    atom: str
+    width: int = 1
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class InstStmt(Node):
+    """Run an instruction for the whole block; its result, if any, (re)defines `out`."""
+
+    out: Tensor | Var | None
+    inst: Instruction
+    selected: Selected | None = None
+
+
+Stmt: TypeAlias = Let | Assign | If | For | While | Break | Continue | InstStmt
