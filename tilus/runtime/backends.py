@@ -1,0 +1,118 @@
+"""The three backends behind one interface: build files from a lowered program, load files into something to launch.
+
+Files are what the disk cache keeps: `meta.json` and the artefacts of the target. A `Launch` takes the checked argument
+values (buffers and numbers), the grid's extents and the stream to use.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import struct
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tilus.codegen import cuda, llvm
+from tilus.errors import LaunchError
+from tilus.ir.program import Program
+from tilus.ir.target import Target
+from tilus.runtime.arguments import Buffer, pack_slot
+from tilus.runtime.cpu_features import cache_tag
+from tilus.runtime.cpu_pool import launch as launch_blocks
+from tilus.runtime.launch_cuda import CudaKernel
+from tilus.runtime.llvm_jit import compile_object, load_object
+from tilus.runtime.nvrtc import compile_cuda, toolchain_version
+
+Files = dict[str, bytes]
+Launch = Callable[[Sequence[Buffer | int | float], Sequence[int]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """How one kind of target builds and launches.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Files of an entry in the cache.
+    version : callable
+        Toolchain text that belongs into the cache key.
+    build : callable
+        Lowered program and target to files.
+    load : callable
+        Program and files to a `Launch`.
+    """
+
+    names: tuple[str, ...]
+    version: Callable[[], str]
+    build: Callable[[Program, Target], Files]
+    load: Callable[[Program, Files], Launch]
+
+
+def _build_cuda(lowered: Program, target: Target) -> Files:
+    source = cuda.emit(lowered, target)
+    binary = compile_cuda(source.text, target.name)
+    meta = {
+        "kernel": source.kernel_name,
+        "shared": source.dynamic_shared_bytes,
+        "threads": lowered.num_threads,
+        "lines": [[line, str(loc)] for line, loc in source.line_map],
+    }
+    return {
+        "meta.json": json.dumps(meta).encode(),
+        "kernel.cu": source.text.encode(),
+        "kernel.ptx": binary.ptx.encode(),
+        "kernel.cubin": binary.cubin,
+    }
+
+
+def _load_cuda(program: Program, files: Files) -> Launch:
+    meta = json.loads(files["meta.json"])
+    kernel = CudaKernel(files["kernel.cubin"], meta["kernel"], meta["shared"])
+    kinds = [p.var.type for p in program.params]
+    threads = (meta["threads"], 1, 1)
+
+    def launch(values: Sequence[Buffer | int | float], grid: Sequence[int]) -> None:
+        args = [kernel.argument(kind.dtype, v.address if isinstance(v, Buffer) else v, isinstance(v, Buffer))
+                for kind, v in zip(kinds, values, strict=True)]  # fmt: skip
+        kernel.launch((*grid, 1, 1)[:3], threads, args)
+
+    return launch
+
+
+def _build_cpu(lowered: Program, target: Target) -> Files:
+    source = llvm.emit(lowered, target)
+    meta = {"kernel": source.kernel_name, "scratch": source.scratch_bytes, "messages": list(source.messages)}
+    return {
+        "meta.json": json.dumps(meta).encode(),
+        "kernel.ll": source.text.encode(),
+        "kernel.o": compile_object(source.text),
+    }
+
+
+def _load_cpu(program: Program, files: Files) -> Launch:
+    meta = json.loads(files["meta.json"])
+    kernel = load_object(files["kernel.o"], meta["kernel"])
+    kinds = [p.var.type for p in program.params]
+    scratch = meta["scratch"]
+    local = threading.local()
+
+    def launch(values: Sequence[Buffer | int | float], grid: Sequence[int]) -> None:
+        extents = (*grid, 1, 1)[:3]
+        slots = b"".join(pack_slot(k, v) for k, v in zip(kinds, values, strict=True)) + struct.pack("<3q", *extents)
+        fault = local.__dict__.setdefault("fault", (ctypes.c_int64 * 8)())
+        fault[0] = 0
+        launch_blocks(kernel, slots, extents[0] * extents[1] * extents[2], scratch, fault)
+        if fault[0]:
+            raise LaunchError(f"block {fault[1]}: {meta['messages'][fault[0] - 1]}")
+
+    return launch
+
+
+BACKENDS: dict[str, Backend] = {
+    "cuda": Backend(("meta.json", "kernel.cu", "kernel.ptx", "kernel.cubin"), toolchain_version, _build_cuda, _load_cuda),
+    "cpu": Backend(("meta.json", "kernel.ll", "kernel.o"), cache_tag, _build_cpu, _load_cpu),
+}
+__all__ = ["BACKENDS", "Backend", "Files", "Launch"]

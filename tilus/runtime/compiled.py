@@ -1,0 +1,172 @@
+"""A program compiled for one target: every stage of it to look at, and a launch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tilus import vm
+from tilus.errors import TilusError
+from tilus.ir.printer import to_text
+from tilus.ir.program import Program
+from tilus.ir.target import Target
+from tilus.passes.pipeline import lower
+from tilus.runtime import cache
+from tilus.runtime.arguments import Buffer, as_numpy, check_argument, contiguous_copy, copy_back
+from tilus.runtime.backends import BACKENDS, Files, Launch
+from tilus.runtime.grid import Grid, check_grid, grid_function
+from tilus.runtime.knobs import knobs
+from tilus.runtime.resources import Resources, read_resources
+from tilus.runtime.sass import disassemble
+
+
+class CompiledKernel:
+    """A program compiled for one target.
+
+    Attributes
+    ----------
+    program : Program
+        As the author wrote it.
+    target : Target
+    ir : Program
+        Lowered for the target: with layouts and the selected hardware instructions.
+    source, ptx, cubin, sass, resources
+        CUDA C++ text, PTX text, machine code, its disassembly, registers and spills; CUDA targets only.
+    llvm, object
+        LLVM IR text and machine code; the CPU target only.
+    """
+
+    def __init__(self, program: Program, target: Target) -> None:
+        self.program = program
+        self.target = target
+        self._kinds = [p.var.type for p in program.params]
+        self._names = [p.var.name for p in program.params]
+
+    @cached_property
+    def ir(self) -> Program:
+        """The lowered program."""
+        return lower(self.program, self.target, hook=_dump_hook(self.program, self.target))
+
+    @cached_property
+    def files(self) -> Files:
+        """The artefacts by file name, from the disk cache when it has them."""
+        backend = BACKENDS.get(self.target.kind)
+        if backend is None:
+            return {}
+        key = cache.cache_key(
+            ir=to_text(self.program), target=self.target.name, versions=backend.version(), compiler=cache.fingerprint()
+        )
+        found = None if knobs.always_compile else cache.get(key, backend.names)
+        if found is None:
+            found = backend.build(self.ir, self.target)
+            cache.put(key, found)
+        _dump_files(self.program, self.target, found)
+        return found
+
+    def _text(self, name: str) -> str:
+        return self._file(name).decode()
+
+    def _file(self, name: str) -> bytes:
+        if name not in self.files:
+            wanted = {"kernel.o": "the cpu target", "kernel.ll": "the cpu target"}.get(name, "a CUDA target")
+            raise TilusError(f"{name} exists for {wanted}; this kernel is compiled for {self.target.name}")
+        return self.files[name]
+
+    @property
+    def source(self) -> str:
+        """CUDA C++ text."""
+        return self._text("kernel.cu")
+
+    @property
+    def ptx(self) -> str:
+        """PTX text."""
+        return self._text("kernel.ptx")
+
+    @property
+    def cubin(self) -> bytes:
+        """GPU machine code, an ELF file."""
+        return self._file("kernel.cubin")
+
+    @cached_property
+    def sass(self) -> str:
+        """Disassembly of the GPU machine code."""
+        return disassemble(self.cubin)
+
+    @cached_property
+    def resources(self) -> Resources:
+        """Registers, spills and shared memory of the GPU machine code."""
+        return read_resources(self.cubin, dynamic_shared=json.loads(self.files["meta.json"])["shared"])
+
+    @property
+    def llvm(self) -> str:
+        """LLVM IR text."""
+        return self._text("kernel.ll")
+
+    @property
+    def object(self) -> bytes:
+        """CPU machine code, a relocatable object file."""
+        return self._file("kernel.o")
+
+    @cached_property
+    def _grid(self) -> Grid:
+        return grid_function(self.program)
+
+    @cached_property
+    def _launch(self) -> Launch:
+        return BACKENDS[self.target.kind].load(self.program, self.files)
+
+    def launch(self, *args: Any) -> None:
+        """Run the kernel on arguments that live where the target is.
+
+        Arrays need not be contiguous: such a one is copied, and copied back after the kernel.
+        """
+        arrays = list(args)
+        values = [check_argument(n, k, a) for n, k, a in zip(self._names, self._kinds, args, strict=True)]
+        copies = [i for i, v in enumerate(values) if isinstance(v, Buffer) and not v.contiguous]
+        for i in copies:
+            arrays[i] = contiguous_copy(args[i])
+            values[i] = check_argument(self._names[i], self._kinds[i], arrays[i])
+        self.run(values, arrays)
+        for i in copies:
+            copy_back(arrays[i], args[i])
+
+    def run(self, values: Sequence[Buffer | int | float], arrays: Sequence[Any]) -> None:
+        """Run on checked values; `arrays` are the objects behind them."""
+        extents = self._grid(values)
+        if check_grid(extents, self.program.name) == 0:
+            return
+        if self.target.kind == "vm":
+            vm.run(self.program, [as_numpy(a) for a in arrays])
+        else:
+            self._launch(values, extents)
+
+
+def _folder(program: Program, target: Target) -> Path | None:
+    if not knobs.dump_dir:
+        return None
+    folder = Path(knobs.dump_dir) / f"{program.name}-{target.name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _dump_hook(program: Program, target: Target) -> Callable[[str, Program], None] | None:
+    """Return a hook that writes the program after every pass, numbered in their order."""
+    folder = _folder(program, target)
+    if folder is None:
+        return None
+    (folder / "00-program.txt").write_text(to_text(program))
+    count = iter(range(1, 1000))
+
+    def write(name: str, after: Program) -> None:
+        (folder / f"{next(count):02}-{name}.txt").write_text(to_text(after))
+
+    return write
+
+
+def _dump_files(program: Program, target: Target, files: Files) -> None:
+    folder = _folder(program, target)
+    for name, data in files.items() if folder else ():
+        (folder / name).write_bytes(data)  # type: ignore[operator]
