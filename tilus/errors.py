@@ -162,5 +162,5 @@ class InternalError(TilusError):
 
 
 def assert_never(value: NoReturn) -> NoReturn:
-    """Close a total `match`: a type checker proves that it cannot be reached (`typing.assert_never` needs Python 3.11)."""
+    """Close a total `match`: the type checker proves it unreachable (`typing.assert_never` needs Python 3.11)."""
     raise InternalError(f"no case for {value!r}")
