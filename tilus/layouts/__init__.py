@@ -1,5 +1,16 @@
 """Layouts: which thread, register or address holds which element, and their algebra."""
 
+from tilus.layouts.banks import Access, BankReport, bank_conflicts, best_swizzle, ldmatrix_conflicts
+from tilus.layouts.conversion import (
+    Conversion,
+    RegisterMoves,
+    Same,
+    ShuffleRound,
+    Shuffles,
+    ThroughShared,
+    classify_conversion,
+    plan_conversion,
+)
 from tilus.layouts.digits import Digit
 from tilus.layouts.maps import flat_index_table, gather, index_table, locate_table, scatter
 from tilus.layouts.parser import parse, parse_shared
@@ -25,26 +36,45 @@ from tilus.layouts.shared import (
     shared_layout,
     strided,
 )
+from tilus.layouts.strided import GlobalLayout, GlobalMode, global_column_major, global_row_major, global_strided
 
 __all__ = [
+    "Access",
+    "BankReport",
+    "Conversion",
     "Digit",
+    "GlobalLayout",
+    "GlobalMode",
     "RegisterLayout",
+    "RegisterMoves",
     "Replicated",
+    "Same",
     "SharedLayout",
+    "ShuffleRound",
+    "Shuffles",
     "Swizzle",
+    "ThroughShared",
     "auto_local_spatial",
+    "bank_conflicts",
+    "best_swizzle",
+    "classify_conversion",
     "column_local",
     "column_major",
     "column_spatial",
     "concat",
     "flat_index_table",
     "gather",
+    "global_column_major",
+    "global_row_major",
+    "global_strided",
     "index_table",
+    "ldmatrix_conflicts",
     "local",
     "locate_table",
     "offset_table",
     "parse",
     "parse_shared",
+    "plan_conversion",
     "register_layout",
     "replicated",
     "row_major",
