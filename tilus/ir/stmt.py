@@ -77,11 +77,14 @@ class Selected:
         Elements per access for memory operations, 1 otherwise.
     note : str
         The reason, for the reader: `16 B: offset % 8 == 0`, `0 bank conflicts`.
+    unmasked : tuple of int
+        Tile dimensions along which the whole tile is proved to lie inside the view: no bounds test is needed there.
     """
 
     atom: str
     width: int = 1
     note: str = ""
+    unmasked: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
