@@ -6,7 +6,7 @@ Expr = Var | Const | BlockId | Op | CastExpr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from tilus.dtypes import DataType, boolean, f32, i32
 from tilus.errors import assert_never
@@ -87,27 +87,27 @@ def dtype_of(expr: Expr) -> DataType:
             assert_never(expr)
 
 
-def const(value: Any, dtype: DataType | None = None) -> Const:
+def const(value: float | bool, dtype: DataType | None = None) -> Const:
     """Return a literal; without a dtype bool, int and float become boolean, i32 and f32."""
     if dtype is None:
         dtype = boolean if isinstance(value, bool) else i32 if isinstance(value, int) else f32
     return Const(value, dtype)
 
 
-def as_expr(value: Any, dtype: DataType | None = None) -> Expr:
+def as_expr(value: Expr | float | bool, dtype: DataType | None = None) -> Expr:
     """Return an expression as it is and a Python number as a literal."""
     return value if isinstance(value, EXPR_CLASSES) else const(value, dtype)
 
 
 def add(a: Expr, b: Expr) -> Expr:
-    """a + b, with 0 folded."""
+    """Return a + b, with 0 folded."""
     if a == Const(0, dtype_of(a)):
         return b
     return a if b == Const(0, dtype_of(b)) else Op("add", (a, b))
 
 
 def mul(a: Expr, b: Expr) -> Expr:
-    """a * b, with 1 folded."""
+    """Return a * b, with 1 folded."""
     if a == Const(1, dtype_of(a)):
         return b
     return a if b == Const(1, dtype_of(b)) else Op("mul", (a, b))

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from functools import cache
 from typing import Any, TypeVar
 
 from tilus.errors import Loc
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # so that `Var` and `Tensor` inherit comparison by identity
 class Node:
     """Base of expressions, variables, statements, instructions and programs."""
 
@@ -27,10 +26,14 @@ class Node:
 N = TypeVar("N", bound=Node)
 
 
-@cache
+_FIELD_NAMES: dict[type[Node], tuple[str, ...]] = {}
+
+
 def field_names(cls: type[Node]) -> tuple[str, ...]:
     """Return the names of the fields of a node class, `loc` left out."""
-    return tuple(f.name for f in fields(cls) if f.name != "loc")
+    if cls not in _FIELD_NAMES:
+        _FIELD_NAMES[cls] = tuple(f.name for f in fields(cls) if f.name != "loc")
+    return _FIELD_NAMES[cls]
 
 
 def map_children(node: N, f: Callable[[Node], Any]) -> N:
@@ -53,7 +56,7 @@ def map_children(node: N, f: Callable[[Node], Any]) -> N:
     return replace(node, **changes) if changes else node
 
 
-def _map_value(value: Any, f: Callable[[Node], Any]) -> Any:
+def _map_value(value: Any, f: Callable[[Node], Any]) -> Any:  # noqa: ANN401 - whatever a field holds
     if isinstance(value, Node):
         return f(value)
     if not isinstance(value, tuple) or not value:
@@ -75,7 +78,7 @@ def children(node: Node) -> Iterator[Node]:
         yield from _nodes_in(getattr(node, name))
 
 
-def _nodes_in(value: Any) -> Iterator[Node]:
+def _nodes_in(value: Any) -> Iterator[Node]:  # noqa: ANN401 - whatever a field holds
     if isinstance(value, Node):
         yield value
     elif isinstance(value, tuple):
@@ -90,7 +93,7 @@ def walk(node: Node) -> Iterator[Node]:
         yield from walk(child)
 
 
-def rewrite(node: Any, rule: Callable[[Node], Any]) -> Any:
+def rewrite(node: Any, rule: Callable[[Node], Any]) -> Any:  # noqa: ANN401 - the rule decides what comes out
     """Rewrite bottom-up: children first, then `rule(node)`, where None keeps the node."""
     node = map_children(node, lambda child: rewrite(child, rule))
     new = rule(node)

@@ -6,6 +6,7 @@ Python; shifts of negative numbers are arithmetic. Integers wrap.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -38,13 +39,11 @@ class Operator:
     precedence: int = 0
 
 
-def _erf(x: Any) -> Any:
-    from math import erf
-
-    return np.vectorize(erf, otypes=[np.float64])(x).astype(np.asarray(x).dtype)
+def _erf(x: Any) -> Any:  # noqa: ANN401 - a scalar or an array
+    return np.vectorize(math.erf, otypes=[np.float64])(x).astype(np.asarray(x).dtype)
 
 
-def _rsqrt(x: Any) -> Any:
+def _rsqrt(x: Any) -> Any:  # noqa: ANN401 - a scalar or an array
     return (1 / np.sqrt(x)).astype(np.asarray(x).dtype)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tilus.ir.equality import alpha_equal
 from tilus.ir.expr import Expr, Var
 from tilus.ir.node import Node
+from tilus.ir.printer import Names, to_text
 from tilus.ir.stmt import Stmt
 
 
@@ -23,6 +25,8 @@ class Param(Node):
 @dataclass(frozen=True, slots=True, eq=False)
 class Program(Node):
     """A kernel.
+
+    Two programs are equal if they differ in nothing but names of variables and locations; `str` is the text form.
 
     Attributes
     ----------
@@ -47,3 +51,12 @@ class Program(Node):
     body: tuple[Stmt, ...]
     num_threads: int | None = None
     shared_bytes: int | None = None
+
+    def __str__(self) -> str:
+        return to_text(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Program) and alpha_equal(self, other))
+
+    def __hash__(self) -> int:
+        return hash(to_text(self, Names(numbered=True)))

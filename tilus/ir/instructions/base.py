@@ -53,8 +53,8 @@ def instruction(
     name: str,
     group: str,
     *,
-    result: Callable[[I], Type] | None = None,
-    check: Callable[[I], None] | None = None,
+    result: Callable[[Any], Type] | None = None,
+    check: Callable[[Any], None] | None = None,
 ) -> Callable[[type[I]], type[I]]:
     """Enter an instruction class in the table."""
 
@@ -71,5 +71,3 @@ def result_type(inst: Instruction) -> Type | None:
     if spec.check is not None:
         spec.check(inst)
     return spec.result(inst) if spec.result is not None else None
-
-

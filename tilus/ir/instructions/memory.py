@@ -32,14 +32,18 @@ def register_type(x: Tensor, what: str = "operand") -> RegisterType:
 def global_type(x: Tensor) -> GlobalType:
     """Return the type of a global view, or raise."""
     if not isinstance(x.type, GlobalType):
-        raise VerifyError(f"{x.name!r} must be a global view, it is {x.type}", hint="make one with global_view(pointer, shape=...)")
+        raise VerifyError(
+            f"{x.name!r} must be a global view, it is {x.type}", hint="make one with global_view(pointer, shape=...)"
+        )
     return x.type
 
 
 def shared_type(x: Tensor) -> SharedType:
     """Return the type of a shared tensor, or raise."""
     if not isinstance(x.type, SharedType):
-        raise VerifyError(f"{x.name!r} must be a shared tensor, it is {x.type}", hint="make one with alloc_shared(dtype, shape)")
+        raise VerifyError(
+            f"{x.name!r} must be a shared tensor, it is {x.type}", hint="make one with alloc_shared(dtype, shape)"
+        )
     return x.type
 
 
@@ -47,7 +51,10 @@ def check_access(what: str, rank: int, offset: tuple[Expr, ...], tile_rank: int,
     """Check the fields of a tile access against the rank of the tensor and of the tile."""
     require(len(offset) == rank, f"{what} has {rank} dimensions, but the offset has {len(offset)}")
     require(len(dims) == tile_rank, f"the tile has {tile_rank} dimensions, but dims names {len(dims)}")
-    require(list(dims) == sorted(set(dims)) and all(0 <= d < rank for d in dims), f"dims {dims} must increase within 0..{rank - 1}")
+    require(
+        list(dims) == sorted(set(dims)) and all(0 <= d < rank for d in dims),
+        f"dims {dims} must increase within 0..{rank - 1}",
+    )
     require(all(dtype_of(o).is_integer for o in offset), "offsets must be integers")
 
 

@@ -200,8 +200,11 @@ class Reshape(Instruction):
 
 def _slice(i: Slice) -> RegisterType:
     x = register_type(i.x)
-    require(len(i.offset) == len(i.shape) == len(x.shape), f"slice of a {len(x.shape)}-dimensional tile needs as many offsets and extents")
-    inside = all(0 <= o and n > 0 and o + n <= e for o, n, e in zip(i.offset, i.shape, x.shape, strict=True))
+    require(
+        len(i.offset) == len(i.shape) == len(x.shape),
+        f"slice of a {len(x.shape)}-dimensional tile needs as many offsets and extents",
+    )
+    inside = all(o >= 0 and n > 0 and o + n <= e for o, n, e in zip(i.offset, i.shape, x.shape, strict=True))
     require(inside, f"slice {i.offset} + {i.shape} leaves the shape {x.shape}")
     return RegisterType(x.dtype, i.shape)
 
@@ -220,7 +223,9 @@ def _dot(i: Dot) -> RegisterType:
     a, b, c = register_type(i.a), register_type(i.b), register_type(i.c)
     require(len(a.shape) == len(b.shape) == len(c.shape) == 2, "dot takes matrices")
     require(a.shape[1] == b.shape[0], f"inner extents differ: {a.shape} x {b.shape}")
-    require(c.shape == (a.shape[0], b.shape[1]), f"the accumulator has shape {c.shape}, expected {(a.shape[0], b.shape[1])}")
+    require(
+        c.shape == (a.shape[0], b.shape[1]), f"the accumulator has shape {c.shape}, expected {(a.shape[0], b.shape[1])}"
+    )
     require(a.dtype == b.dtype, f"dot operands have different types: {a.dtype} and {b.dtype}")
     return RegisterType(c.dtype, c.shape)
 
