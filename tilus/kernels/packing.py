@@ -1,0 +1,137 @@
+"""The packed order of a weight matrix, as one layout expression from the whole matrix down to the bit.
+
+A weight `[N, K]` is cut into tiles of the shape of a *fragment*, a register layout `(thread, local) -> (n, k)`. Every
+thread's codes form a little-endian bit stream in the order of its local elements; the stream is cut into vectors of
+`vector` 32-bit words, and a tile stores vector 0 of all threads, then vector 1, and so on. In memory::
+
+    words[tile_n, tile_k, stream word // vector, thread, stream word % vector]
+
+So a thread reads its registers' contents in whole vectors, threads side by side, and `view` gives codes in the
+fragment's layout: there is nothing to shuffle at run time. Codes beyond N or K are 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from math import gcd
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from tilus.dtypes import DataType, dtype
+from tilus.errors import LayoutError
+from tilus.layouts import RegisterLayout, column_local, index_table, local, parse, spatial
+
+
+Device: TypeAlias = Literal["cuda", "cpu"]
+
+# m16n8k16: a lane's registers of a 16x16 tile of the left operand (PTX ISA, "Matrix fragments for mma.m16n8k16").
+FRAGMENT = column_local(2, 2) * spatial(8, 4) * local(1, 2)
+WARPS = 4
+LANES = 8  # SIMD lanes of a block on a CPU, as `Target("cpu").lanes`
+
+
+@dataclass(frozen=True, slots=True)
+class PackLayout:
+    """How codes of a type are packed.
+
+    Attributes
+    ----------
+    dtype : DataType
+        Type of the codes, of 1 to 8 bits.
+    fragment : RegisterLayout
+        A tile, two-dimensional: (n, k).
+    vector : int
+        32-bit words a thread reads at once: 4 for 16-byte accesses.
+    """
+
+    dtype: DataType
+    fragment: RegisterLayout
+    vector: int
+
+    def __post_init__(self) -> None:
+        bits = self.fragment.local_size * self.dtype.nbits
+        if len(self.fragment.shape) != 2 or bits % (32 * self.vector):
+            raise LayoutError(
+                f"{self.fragment.local_size} codes of {self.dtype} a thread are {bits} bits, no multiple of "
+                f"{self.vector} words of 32 bits",
+                hint="use a larger tile",
+            )
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        """Extents (n, k) of a tile."""
+        n, k = self.fragment.shape
+        return n, k
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of a thread's stream."""
+        return self.fragment.local_size * self.dtype.nbits // (32 * self.vector)
+
+    @property
+    def words(self) -> RegisterLayout:
+        """Layout of a tile's words, shape (vectors, threads, vector), as a kernel loads them."""
+        threads = self.fragment.num_threads
+        return local(self.vectors, 1, 1) * spatial(1, threads, 1) * local(1, 1, self.vector)
+
+    def __str__(self) -> str:
+        return f"{self.dtype} | {self.fragment} | {self.vector}"
+
+    @staticmethod
+    def parse(text: str) -> PackLayout:
+        """Read what `str` wrote."""
+        parts = [part.strip() for part in text.split("|")]
+        if len(parts) != 3 or not parts[2].isdigit():
+            raise LayoutError(f"expected 'type | layout | words', got {text!r}")
+        return PackLayout(dtype(parts[0]), parse(parts[1]), int(parts[2]))
+
+    def grid(self, n: int, k: int) -> tuple[int, int]:
+        """Return the number of tiles along N and K."""
+        return -(-n // self.tile[0]), -(-k // self.tile[1])
+
+    def packed_shape(self, n: int, k: int) -> tuple[int, int, int, int, int]:
+        """Return the shape of the packed words of an [n, k] weight."""
+        return *self.grid(n, k), self.vectors, self.fragment.num_threads, self.vector
+
+    def pack(self, codes: np.ndarray) -> np.ndarray:
+        """Pack codes [N, K] into words, uint32 of shape `packed_shape(N, K)`."""
+        n, k = codes.shape
+        tiles_n, tiles_k = self.grid(n, k)
+        height, width = self.tile
+        padded = np.zeros((tiles_n * height, tiles_k * width), codes.dtype)
+        padded[:n, :k] = codes
+        tiles = padded.reshape(tiles_n, height, tiles_k, width).swapaxes(1, 2)
+        index = index_table(self.fragment)
+        streams = tiles[:, :, index[..., 0], index[..., 1]]
+        words = np.frombuffer(self.dtype.pack(streams.ravel()), np.uint32)
+        blocked = words.reshape(tiles_n, tiles_k, self.fragment.num_threads, self.vectors, self.vector)
+        return np.ascontiguousarray(blocked.swapaxes(2, 3))
+
+    def unpack(self, words: np.ndarray, n: int, k: int) -> np.ndarray:
+        """Return the codes [n, k] of packed words."""
+        tiles_n, tiles_k = self.grid(n, k)
+        height, width = self.tile
+        threads, locals_ = self.fragment.num_threads, self.fragment.local_size
+        stream = np.ascontiguousarray(words.reshape(self.packed_shape(n, k)).swapaxes(2, 3))
+        count = tiles_n * tiles_k * threads * locals_
+        codes = self.dtype.unpack(stream.view(np.uint8).ravel(), count).reshape(tiles_n, tiles_k, threads, locals_)
+        index = index_table(self.fragment)
+        tiles = np.empty((tiles_n, tiles_k, height, width), codes.dtype)
+        tiles[:, :, index[..., 0], index[..., 1]] = codes
+        return tiles.swapaxes(1, 2).reshape(tiles_n * height, tiles_k * width)[:n, :k]
+
+
+@cache
+def native_pack(kind: DataType, device: Device) -> PackLayout:
+    """Return the order of codes that the kernels of a device read fastest.
+
+    On a GPU a tile is 64 rows, 16 for each of four warps, and as many k as give every thread whole 16-byte vectors.
+    On a CPU a tile is 4 rows of 128: lane l holds k = 8 i + l, and one vector load fetches a word for every lane.
+    """
+    if device == "cpu":
+        return PackLayout(kind, local(4, 128 // LANES) * spatial(1, LANES), 1)
+    elements = 128 // gcd(128, kind.nbits)
+    steps = max(elements // FRAGMENT.local_size, 1)
+    return PackLayout(kind, local(1, steps) * spatial(WARPS, 1) * FRAGMENT, 4)

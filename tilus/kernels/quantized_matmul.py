@@ -1,0 +1,117 @@
+"""y = x · dequant(w)ᵀ + bias for packed weights of any type of 1 to 8 bits: one program for GPUs and CPUs.
+
+The weights are the left operand: a block computes a tile `yᵀ[BN, BM] = W[BN, K] · xᵀ[K, BM]`, so that on a GPU a batch
+of up to 8 wastes nothing and on a CPU the batch is the small inner dimension. `PACK.fragment` says which thread holds
+which weight; all other layouts follow from it. Scales are applied to the accumulators, once per group of K, in f32;
+integer zero points are subtracted from the codes, which is exact.
+"""
+
+from __future__ import annotations
+
+from tilus.dtypes import DataType, f32, i32, u32
+from tilus.kernels.packing import PackLayout
+from tilus.lang import (
+    alloc_shared,
+    block_id,
+    cdiv,
+    commit_group,
+    copy_async,
+    dot,
+    global_view,
+    launch,
+    load_global,
+    load_shared,
+    ptr,
+    static_range,
+    store_global,
+    sync,
+    view,
+    wait_group,
+    zeros,
+)
+from tilus.runtime.kernel import kernel
+
+
+@kernel
+def quantized_matmul(
+    x: ptr[XT],  # noqa: F821
+    w: ptr[u32],
+    scales: ptr[ST],  # noqa: F821
+    zero_points: ptr[ZT],  # noqa: F821
+    bias: ptr[XT],  # noqa: F821
+    y: ptr[XT],  # noqa: F821
+    m: i32,
+    n: i32,
+    k: i32,
+    groups: i32,
+    *,
+    XT: DataType,
+    CT: DataType,
+    ST: DataType,
+    ZT: DataType,
+    PACK: PackLayout,
+    BM: int,
+    GROUP: int,
+    ZERO: str,
+    BIAS: bool,
+    STAGES: int,
+    WARPS: int,
+):
+    """Multiply activations [m, k] by a packed weight [n, k]; scales and zero points are [groups, n].
+
+    Constants: XT type of x, bias and y; CT type the product is computed in; ST, ZT types of scales and zero points;
+    GROUP weights along K share a scale (0: all do); ZERO is "none", "half" (2^(bits-1)) or "tensor"; STAGES of tiles
+    in shared memory (0: straight from global memory).
+    """
+    WT, (BN, BK), words = PACK.dtype, PACK.tile, PACK.words
+    STEP = min(GROUP, BK) if GROUP else BK
+    launch(blocks=(cdiv(n, BN), cdiv(m, BM)), warps=WARPS)
+    tile_n, col = block_id(0), block_id(1) * BM
+    row = tile_n * BN
+    tiles_k = cdiv(k, BK)
+    gw = global_view(w, shape=(cdiv(n, BN), tiles_k, *words.shape))
+    gx = global_view(x, shape=(m, k))
+    gs = global_view(scales, shape=(n, groups), strides=(1, n))
+    gz = global_view(zero_points, shape=(n, groups), strides=(1, n))
+    if STAGES:
+        sw, sx = alloc_shared(u32, (STAGES, *words.shape)), alloc_shared(XT, (STAGES, BM, BK))  # noqa: F821
+        for s in static_range(STAGES - 1):
+            copy_async(sw, gw, src_offset=(tile_n, s, 0, 0, 0), dst_offset=(s, 0, 0, 0), shape=words.shape)
+            copy_async(sx, gx, src_offset=(col, s * BK), dst_offset=(s, 0, 0), shape=(BM, BK))
+            commit_group()
+    acc = zeros((BN, BM), f32)
+    for t in range(tiles_k):
+        if STAGES:
+            wait_group(STAGES - 2)
+            sync()
+            ahead = t + (STAGES - 1)
+            into = ahead % STAGES
+            copy_async(sw, gw, src_offset=(tile_n, ahead, 0, 0, 0), dst_offset=(into, 0, 0, 0), shape=words.shape)
+            copy_async(sx, gx, src_offset=(col, ahead * BK), dst_offset=(into, 0, 0), shape=(BM, BK))
+            commit_group()
+            packed = load_shared(sw, offset=(t % STAGES, 0, 0, 0), shape=words.shape, layout=words)
+        else:
+            packed = load_global(gw, offset=(tile_n, t, 0, 0, 0), shape=words.shape, layout=words)
+        codes = view(packed, WT, PACK.fragment)
+        for j in static_range(BK // STEP):
+            start = t * BK + j * STEP
+            if STAGES:
+                tile = load_shared(sx, offset=(t % STAGES, 0, j * STEP), shape=(BM, STEP))
+            else:
+                tile = load_global(gx, offset=(col, start), shape=(BM, STEP))
+            weight = codes[:, j * STEP : (j + 1) * STEP].to(CT)  # noqa: F821
+            group = start // GROUP if GROUP else 0
+            if ZERO == "half":
+                weight = weight - float(2 ** (WT.nbits - 1))
+            if ZERO == "tensor":
+                weight = weight - load_global(gz, offset=(row, group), shape=(BN, 1)).to(CT)  # noqa: F821
+            if GROUP:
+                part = dot(weight, tile.to(CT).T, zeros((BN, BM), f32))  # noqa: F821
+                acc += part * load_global(gs, offset=(row, group), shape=(BN, 1)).to(f32)
+            else:
+                acc = dot(weight, tile.to(CT).T, acc)  # noqa: F821
+    if not GROUP:
+        acc = acc * load_global(gs, offset=(row, 0), shape=(BN, 1)).to(f32)
+    if BIAS:
+        acc += load_global(global_view(bias, shape=(n, 1)), offset=(row, 0), shape=(BN, 1)).to(f32)
+    store_global(global_view(y, shape=(n, m), strides=(1, n)), acc.to(XT), offset=(row, col))  # noqa: F821

@@ -1,0 +1,170 @@
+"""Quantized weights: packed codes with scales and zero points, and the text that describes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Any, Literal
+
+import numpy as np
+
+from tilus.dtypes import DataType, dtype
+from tilus.errors import QuantizeError
+from tilus.kernels.packing import Device, PackLayout, native_pack
+from tilus.runtime.arguments import DTYPES, as_numpy, is_torch
+
+ZeroPoint = Literal["none", "half", "tensor"]
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFormat:
+    """Everything about a quantized weight but its numbers: a value with a text form.
+
+    Attributes
+    ----------
+    pack : PackLayout
+        Type of the codes and their order in memory.
+    group_size : int
+        Weights along K that share a scale; -1 for a whole row.
+    zero_point : "none", "half" or "tensor"
+        What is subtracted from a code's value: nothing, 2^(bits-1), or a zero point of its group.
+    """
+
+    pack: PackLayout
+    group_size: int
+    zero_point: ZeroPoint
+
+    @property
+    def dtype(self) -> DataType:
+        """Type of the codes."""
+        return self.pack.dtype
+
+    def groups(self, k: int) -> int:
+        """Return the number of groups along K."""
+        return 1 if self.group_size < 0 else -(-k // self.group_size)
+
+    def __str__(self) -> str:
+        return f"{self.pack} | group {self.group_size} | zero {self.zero_point}"
+
+    @staticmethod
+    @lru_cache(maxsize=None)
+    def parse(text: str) -> WeightFormat:
+        """Read what `str` wrote."""
+        *pack, group, zero = (part.strip() for part in text.split("|"))
+        kind = zero.removeprefix("zero ")
+        if not group.startswith("group ") or kind not in ("none", "half", "tensor"):
+            raise QuantizeError(f"expected 'type | layout | words | group G | zero Z', got {text!r}")
+        return WeightFormat(PackLayout.parse(" | ".join(pack)), int(group.removeprefix("group ")), kind)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedWeight:
+    """A weight [N, K]: value = (decode(code) - zero point) * scale.
+
+    Attributes
+    ----------
+    format : WeightFormat
+    shape : (int, int)
+        N (outputs) and K (inputs).
+    words : array of 32-bit integers
+        Packed codes, shape `format.pack.packed_shape(N, K)`; NumPy uint32 or torch int32.
+    scales : float array [groups, N]
+    zero_points : int8 or uint8 array [groups, N], or None
+    weight_dtype : DataType
+        Type of the weight before it was quantized: what `dequantize` returns.
+    """
+
+    format: WeightFormat
+    shape: tuple[int, int]
+    words: Any
+    scales: Any
+    zero_points: Any | None
+    weight_dtype: DataType
+
+    def __repr__(self) -> str:
+        n, k = self.shape
+        return f"QuantizedWeight({self.dtype}, [{n}, {k}], group_size={self.format.group_size}, {self.nbytes} bytes)"
+
+    @property
+    def dtype(self) -> DataType:
+        """Type of the codes."""
+        return self.format.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes, scales and zero points together."""
+        arrays = (self.words, self.scales, self.zero_points)
+        return sum(a.size * a.itemsize if isinstance(a, np.ndarray) else a.numel() * a.element_size() for a in arrays if a is not None)
+
+    def codes(self) -> np.ndarray:
+        """Return the codes [N, K]."""
+        return self.format.pack.unpack(_host(self.words).view(np.uint32), *self.shape)
+
+    def dequantize(self, dtype: str | DataType | None = None) -> Any:
+        """Return the weight [N, K], each value rounded once to `dtype` (default: `weight_dtype`).
+
+        A NumPy array, or a torch tensor on the device of the weight if that is one.
+        """
+        kind = as_dtype(dtype) if dtype is not None else self.weight_dtype
+        values = self.dtype.decode(self.codes()).astype(np.float64)
+        if self.format.zero_point == "half":
+            values -= 2 ** (self.dtype.nbits - 1)
+        if self.zero_points is not None:
+            values -= self._spread(self.zero_points)
+        values *= self._spread(self.scales)
+        assert kind.numpy_dtype is not None
+        return like(kind.encode(values).view(kind.numpy_dtype), self.words)
+
+    def _spread(self, per_group: Any) -> np.ndarray:
+        """Return [groups, N] numbers as [N, K] float64."""
+        n, k = self.shape
+        size = self.format.group_size if self.format.group_size > 0 else max(k, 1)
+        return np.repeat(_host(per_group).astype(np.float64).T, size, axis=1)[:, :k]
+
+    def packed_for(self, device: Device) -> QuantizedWeight:
+        """Return the weight in the order that the kernels of a device read; repacked once, then remembered."""
+        if native_pack(self.dtype, device) == self.format.pack:
+            return self
+        if device not in self._repacked:
+            self._repacked[device] = self.repack(native_pack(self.dtype, device))
+        return self._repacked[device]
+
+    @cached_property
+    def _repacked(self) -> dict[Device, QuantizedWeight]:
+        return {}
+
+    def repack(self, pack: PackLayout) -> QuantizedWeight:
+        """Return the same weight with its codes in another order."""
+        if pack == self.format.pack:
+            return self
+        words = like(pack.pack(self.codes()), self.words)
+        return replace(self, format=replace(self.format, pack=pack), words=words)
+
+
+def as_dtype(name: str | DataType) -> DataType:
+    """Return a data type by name; a torch or NumPy type works too."""
+    if isinstance(name, DataType):
+        return name
+    text = str(name).removeprefix("torch.")
+    return DTYPES[text] if text in DTYPES else dtype(text)
+
+
+def _host(array: Any) -> np.ndarray:
+    """Return an array as NumPy, copied from a device if it must be."""
+    result: np.ndarray = as_numpy(array.cpu() if is_torch(array) else array)
+    return result
+
+
+def like(array: np.ndarray, model: Any) -> Any:
+    """Return a NumPy array as what `model` is: NumPy, or torch on its device."""
+    if not is_torch(model):
+        return array
+    import torch  # the model is a tensor: torch is loaded already
+
+    name = array.dtype.name
+    if name == "uint32":
+        return torch.from_numpy(array.view(np.int32)).to(model.device)
+    if array.dtype.kind == "V" or name == "bfloat16":
+        raw = torch.from_numpy(array.view(f"i{array.itemsize}"))
+        return raw.view(getattr(torch, name)).to(model.device)
+    return torch.from_numpy(array).to(model.device)
