@@ -54,7 +54,7 @@ class Arange(Instruction):
     dim: int
 
 
-@instruction("copy", "register", result=lambda i: register_type(i.x))
+@instruction("copy", "register", result=lambda i: RegisterType(register_type(i.x).dtype, register_type(i.x).shape))
 @dataclass(frozen=True, slots=True)
 class Copy(Instruction):
     """The same tile in another variable."""
