@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tilus.dtypes.base import DataType
-from tilus.dtypes.floats import Exponent
+from tilus.dtypes.floats import Exponent, Float
 from tilus.dtypes.registry import dtype
 from tilus.errors import DTypeError, QuantizeError
 
@@ -82,7 +82,7 @@ class BlockScaled:
             raise DTypeError(f"{self.name}: a block has at least 1 element (or -1, the whole row), got {self.block}")
         if not self.scale.is_float:
             raise DTypeError(f"{self.name}: a scale is a float type such as f16 or e8m0, got {self.scale}")
-        if isinstance(self.zero, DataType) and not self.element.is_integer:
+        if self.zero != 0 and not self.element.is_integer:
             raise DTypeError(f"{self.name}: only integers have zero points, not {self.element}")
 
     def __str__(self) -> str:
@@ -134,10 +134,11 @@ class BlockScaled:
             )
         blocks = self._blocks(array)
         tensor_scale = self._tensor_scale(blocks)
+        blocks = blocks / tensor_scale
         if isinstance(self.zero, DataType):
             scales, zeros = self._affine(blocks, self.zero)
         else:
-            scales, zeros = self._symmetric(blocks / tensor_scale), None
+            scales, zeros = self._symmetric(blocks), None
         quantized = BlockQuantized(np.empty(0, np.uint8), scales, zeros, tensor_scale)
         steps = array / self._spread(self.scale.decode(scales) * tensor_scale, array.shape)
         codes = self.element.encode(steps + self._spread(self._zero_points(quantized), array.shape))
@@ -147,7 +148,8 @@ class BlockScaled:
         """Return the values, shape (..., K). The product of code and scales is exact in float64 up to 52 bits."""
         shape = quantized.codes.shape
         codes = self.element.decode(quantized.codes) - self._spread(self._zero_points(quantized), shape)
-        return codes * self._spread(self.scale.decode(quantized.scales), shape) * quantized.tensor_scale
+        values: NDArray[np.float64] = codes * self._spread(self.scale.decode(quantized.scales), shape)
+        return values * quantized.tensor_scale
 
     def _zero_points(self, quantized: BlockQuantized) -> NDArray[Any]:
         if isinstance(self.zero, DataType) and quantized.zeros is not None:
@@ -170,12 +172,13 @@ class BlockScaled:
     def _reach(self) -> float:
         """The multiple of the scale that the largest magnitude of a block is to become.
 
-        For integers half the number of steps, so that both ends of the range are rounded to alike: 7.5 of
-        [-8, 7]. One bit has one step: its far end, -1, is the only value that can be reached.
+        The end of the range; half a step less where the range is one step longer on one side, so that both of its
+        ends are rounded to alike: 7.5 of [-8, 7]. One bit has the range [-1, 0], where only -1 can be reached.
         """
-        if self.element.is_integer:
-            return max((self.element.num_codes - 1) / 2, 1.0)
-        return float(max(abs(self.element.min_value), abs(self.element.max_value)))
+        if isinstance(self.zero, DataType):
+            return (self.element.max_value - self.element.min_value) / 2
+        below, above = abs(self.element.min_value - self.zero), abs(self.element.max_value - self.zero)
+        return max((below + above) / 2, 1.0) if abs(below - above) == 1 else float(max(below, above))
 
     def _tensor_scale(self, blocks: NDArray[np.float64]) -> float:
         """Return the scale that brings the largest block's scale to the top of the scale type's range."""
@@ -192,9 +195,9 @@ class BlockScaled:
         return self._encode_scale(largest / self._reach)
 
     def _shared_exponent(self, largest: NDArray[np.float64]) -> NDArray[Any]:
-        emax = int(np.frexp(max(abs(self.element.min_value), abs(self.element.max_value)))[1])
-        exponent = np.where(largest > 0, np.frexp(largest)[1] - emax, 0)
-        return self.scale.encode(np.ldexp(1.0, exponent))
+        # frexp gives one more than floor(log2(x)), on both sides of the difference.
+        exponent = np.where(largest > 0, np.frexp(largest)[1] - np.frexp(self._reach)[1], 0)
+        return self._encode_scale(np.ldexp(1.0, exponent))
 
     def _affine(self, blocks: NDArray[np.float64], zero: DataType) -> tuple[NDArray[Any], NDArray[Any]]:
         # An integer zero point must be a code itself: then the range has to contain 0.
@@ -208,8 +211,17 @@ class BlockScaled:
     def _encode_scale(self, scale: NDArray[np.float64]) -> NDArray[Any]:
         """Round scales, never to 0: a block of zeros has scale 1, a tiny one the least positive scale."""
         codes = self.scale.encode(np.where(scale > 0, scale, 1.0))
-        lost = self.scale.decode(codes) == 0
-        return np.where(lost, self.scale.code_dtype.type(1), codes)
+        rounded = self.scale.decode(codes)
+        # One percent is less than half a step above the maximum of any scale type: rounding down to it is no overflow.
+        if not (np.isfinite(rounded).all() and (scale <= 1.01 * self.scale.max_value).all()):
+            raise QuantizeError(
+                f"cannot quantize to {self.name}: a block needs the scale {scale.max():g}, "
+                f"the greatest of {self.scale} is {self.scale.max_value:g}",
+                hint="choose a wider scale type, bf16 or f32, or scale the weights down",
+            )
+        if isinstance(self.scale, Float):
+            codes = np.where(rounded == 0, self.scale.encode(self.scale.smallest_subnormal), codes)
+        return codes
 
 
 def block_scaled(

@@ -61,7 +61,7 @@ class Codebook(DataType):
         return self.table[: len(self.table) - self.spare]
 
     def _decode(self, codes: NDArray[Any]) -> NDArray[Any]:
-        return np.asarray(self.table, np.float64)[codes]
+        return np.take(np.asarray(self.table, np.float64), codes)
 
     def _encode(self, values: NDArray[Any]) -> NDArray[Any]:
         reject_nan(self, values)

@@ -7,7 +7,8 @@ One formula reads them all. With exponent field e, mantissa field m and bias b,
 
 and one formula writes them: the magnitude of a code, read as an integer, counts the representable magnitudes in
 order. So a magnitude in the binade 2^E is the integer ((E - (1 - b)) << Y) + round(magnitude / 2^(E - Y)), where E is
-at least 1 - b; a mantissa that rounds up to the next binade carries into the exponent by itself.
+at least 1 - b; a mantissa that rounds up to the next binade carries into the exponent by itself. Without mantissa bits
+every significand is 1: no digit is even, and a tie goes to the larger magnitude (IEEE 754-2019, 4.3.1).
 
 Sources: OCP 8-bit Floating Point Specification (OFP8) 1.0 for f8e4m3, f8e5m2; OCP Microscaling Formats (MX) 1.0 for
 f6e2m3, f6e3m2, f4e2m1 and e8m0; IEEE 754 for the rest.
@@ -145,7 +146,7 @@ class Float(DataType):
 
     def _decode(self, codes: NDArray[Any]) -> NDArray[Any]:
         if self.nbits <= 16:
-            return _table(self)[codes]
+            return np.take(_table(self), codes)
         return decode_fields(self, codes)
 
     def _encode(self, values: NDArray[Any]) -> NDArray[Any]:
@@ -166,7 +167,8 @@ def decode_fields(dtype: Float, codes: NDArray[Any]) -> NDArray[np.float64]:
     exponent = (magnitude >> mantissa_bits).astype(np.int32)
     mantissa = magnitude & np.uint64((1 << dtype.mantissa_bits) - 1)
     mantissa = np.where(exponent > 0, mantissa | (np.uint64(1) << mantissa_bits), mantissa)
-    value = np.ldexp(mantissa.astype(np.float64), np.maximum(exponent, 1) - (dtype.bias + dtype.mantissa_bits))
+    with np.errstate(over="ignore"):  # of infinity and NaN, which are put in below
+        value = np.ldexp(mantissa.astype(np.float64), np.maximum(exponent, 1) - (dtype.bias + dtype.mantissa_bits))
     value = np.where(magnitude > np.uint64(dtype._max_magnitude), np.nan, value)
     if dtype.has_inf:
         value = np.where(magnitude == np.uint64(dtype._inf_magnitude), np.inf, value)
@@ -178,7 +180,7 @@ def encode_fields(dtype: Float, values: NDArray[np.float64]) -> NDArray[Any]:
     """Return the codes of values by the formula at the head of this module."""
     least = 1 - dtype.bias
     finite = np.where(np.isfinite(values), np.abs(values), 0.0)
-    binade = np.maximum(np.frexp(finite)[1] - 1, least)
+    binade = np.where(finite > 0, np.maximum(np.frexp(finite)[1] - 1, least), least)
     steps = np.rint(np.ldexp(finite, dtype.mantissa_bits - binade)).astype(np.int64)
     magnitude = ((binade.astype(np.int64) - least) << dtype.mantissa_bits) + steps
     top = dtype._max_magnitude if dtype.saturates else dtype._inf_magnitude
@@ -186,7 +188,8 @@ def encode_fields(dtype: Float, values: NDArray[np.float64]) -> NDArray[Any]:
     if dtype.nan_code is not None:
         magnitude = np.where(np.isnan(values), dtype.nan_code >> dtype.padding, magnitude)
     sign = np.signbit(values).astype(np.uint64) << np.uint64(dtype.exponent_bits + dtype.mantissa_bits)
-    return ((magnitude.astype(np.uint64) | sign) << np.uint64(dtype.padding)).astype(dtype.code_dtype)
+    codes: NDArray[np.uint64] = (magnitude.astype(np.uint64) | sign) << np.uint64(dtype.padding)
+    return codes.astype(dtype.code_dtype)
 
 
 @cache
@@ -204,9 +207,10 @@ class _Cast:
     widest: int
 
 
-_NUMPY = {
+_NUMPY: dict[str, np.dtype[Any]] = {
     "f8e4m3": np.dtype(ml_dtypes.float8_e4m3fn),
     "f8e5m2": np.dtype(ml_dtypes.float8_e5m2),
+    "e8m0": np.dtype(ml_dtypes.float8_e8m0fnu),
     "f16": np.dtype(np.float16),
     "bf16": np.dtype(ml_dtypes.bfloat16),
     "tf32": np.dtype(np.float32),
@@ -234,7 +238,7 @@ def mini_float(exponent_bits: int, mantissa_bits: int) -> Float:
 class Exponent(DataType):
     """``e8m0``, the scale of the MX formats: code c is 2^(c - 127), and 255 is NaN. No sign and no zero.
 
-    `encode` takes the nearest power of two, ties (1.5 * 2^k) to the even code, and saturates: 0 gives 2^-127.
+    `encode` takes the nearest power of two, ties (1.5 * 2^k) to the larger one, and saturates: 0 gives 2^-127.
     A negative value raises `DTypeError`.
     """
 
@@ -257,7 +261,7 @@ class Exponent(DataType):
 
     @property
     def numpy_dtype(self) -> np.dtype[Any] | None:
-        return np.dtype(ml_dtypes.float8_e8m0fnu)
+        return _NUMPY.get(self.name)
 
     def _decode(self, codes: NDArray[Any]) -> NDArray[Any]:
         value = np.ldexp(1.0, codes.astype(np.int32) - self.BIAS)
@@ -269,7 +273,6 @@ class Exponent(DataType):
             raise DTypeError(f"{self.name} is a scale without a sign: cannot encode {wide[wide < 0].flat[0]}")
         fraction, exponent = np.frexp(np.where(np.isfinite(wide), wide, 1.0))
         floor = exponent.astype(np.int64) - 1 + self.BIAS
-        up = (fraction > 0.75) | ((fraction == 0.75) & (floor % 2 == 1))
-        code = np.clip(floor + up, 0, self.NAN_CODE - 1)
+        code = np.clip(floor + (fraction >= 0.75), 0, self.NAN_CODE - 1)
         code = np.where((wide == 0), 0, np.where(np.isinf(wide), self.NAN_CODE - 1, code))
         return np.where(np.isnan(wide), self.NAN_CODE, code).astype(np.uint8)

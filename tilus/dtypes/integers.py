@@ -53,14 +53,16 @@ class Integer(DataType):
 
     def _encode(self, values: NDArray[Any]) -> NDArray[Any]:
         whole = self._round(values) if values.dtype.kind == "f" else self._clip(values)
-        return (whole.astype(np.uint64) & np.uint64(self.num_codes - 1)).astype(self.code_dtype)
+        codes: NDArray[np.uint64] = whole.astype(np.uint64) & np.uint64(self.num_codes - 1)
+        return codes.astype(self.code_dtype)
 
     def _clip(self, values: NDArray[Any]) -> NDArray[Any]:
         if values.dtype.kind == "b":
             values = values.astype(np.uint8)
         # NumPy refuses bounds that the array's own type cannot hold; such a bound cannot bind either.
         own = np.iinfo(values.dtype)
-        return np.clip(values, max(self.min_value, own.min), min(self.max_value, own.max))
+        clipped: NDArray[Any] = np.clip(values, max(self.min_value, own.min), min(self.max_value, own.max))
+        return clipped
 
     def _round(self, values: NDArray[Any]) -> NDArray[Any]:
         reject_nan(self, values)
@@ -97,10 +99,10 @@ class Boolean(DataType):
         return np.dtype(np.bool_)
 
     def _decode(self, codes: NDArray[Any]) -> NDArray[Any]:
-        return codes != 0
+        return codes.astype(np.bool_)
 
     def _encode(self, values: NDArray[Any]) -> NDArray[Any]:
-        return (values != 0).astype(np.uint8)
+        return values.astype(np.bool_).astype(np.uint8)
 
 
 def integer(nbits: int, signed: bool) -> Integer:

@@ -43,8 +43,8 @@ def pack_bits(codes: NDArray[Any], nbits: int) -> NDArray[np.uint8]:
     words = np.zeros(groups, "<u8")
     for i in range(_GROUP):
         words |= padded[:, i].astype("<u8") << np.uint64(i * nbits)
-    stream = words.view(np.uint8).reshape(groups, 8)[:, :nbits].reshape(-1)
-    return stream[: packed_nbytes(flat.size, nbits)].copy()
+    stream: NDArray[np.uint8] = words.view(np.uint8).reshape(groups, 8)[:, :nbits].reshape(-1)
+    return np.array(stream[: packed_nbytes(flat.size, nbits)])
 
 
 def unpack_bits(stream: NDArray[np.uint8], nbits: int, count: int) -> NDArray[Any]:

@@ -37,7 +37,9 @@ ALL: tuple[DataType, ...] = (
 )
 
 _BY_NAME = {each.name: each for each in ALL}
-_BY_NUMPY = {each.numpy_dtype: each for each in ALL if each.numpy_dtype is not None and each.name != "tf32"}
+_BY_NUMPY: dict[np.dtype[Any] | None, DataType] = {
+    each.numpy_dtype: each for each in ALL if each.numpy_dtype is not None and each.name != "tf32"
+}
 _MINI_FLOAT = re.compile(r"f(\d+)e(\d+)m(\d+)")
 
 
@@ -58,7 +60,7 @@ def dtype(spec: str | DataType | np.dtype[Any] | type[np.generic]) -> DataType:
     if isinstance(spec, str):
         return _BY_NAME[spec] if spec in _BY_NAME else _unknown(spec)
     try:
-        return _BY_NUMPY[np.dtype(spec)]
+        return _BY_NUMPY[None if spec is None else np.dtype(spec)]  # np.dtype(None) would be float64
     except (KeyError, TypeError):
         raise DTypeError(f"no data type has the bits of {spec!r}", hint=f"known names: {_names()}") from None
 
