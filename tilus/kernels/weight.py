@@ -98,7 +98,7 @@ class QuantizedWeight:
 
     def codes(self) -> np.ndarray:
         """Return the codes [N, K]."""
-        return self.format.pack.unpack(_host(self.words).view(np.uint32), *self.shape)
+        return self.format.pack.unpack(host(self.words).view(np.uint32), *self.shape)
 
     def dequantize(self, dtype: str | DataType | None = None) -> Any:
         """Return the weight [N, K], each value rounded once to `dtype` (default: `weight_dtype`).
@@ -119,7 +119,7 @@ class QuantizedWeight:
         """Return [groups, N] numbers as [N, K] float64."""
         n, k = self.shape
         size = self.format.group_size if self.format.group_size > 0 else max(k, 1)
-        return np.repeat(_host(per_group).astype(np.float64).T, size, axis=1)[:, :k]
+        return np.repeat(host(per_group).astype(np.float64).T, size, axis=1)[:, :k]
 
     def packed_for(self, device: Device) -> QuantizedWeight:
         """Return the weight in the order that the kernels of a device read; repacked once, then remembered."""
@@ -149,7 +149,7 @@ def as_dtype(name: str | DataType) -> DataType:
     return DTYPES[text] if text in DTYPES else dtype(text)
 
 
-def _host(array: Any) -> np.ndarray:
+def host(array: Any) -> np.ndarray:
     """Return an array as NumPy, copied from a device if it must be."""
     result: np.ndarray = as_numpy(array.cpu() if is_torch(array) else array)
     return result
