@@ -78,7 +78,8 @@ class Selected:
     note : str
         The reason, for the reader: `16 B: offset % 8 == 0`, `0 bank conflicts`.
     unmasked : tuple of int
-        Tile dimensions along which the whole tile is proved to lie inside the view: no bounds test is needed there.
+        Dimensions of the *view* (those that the tile does not run along included) in which the access is proved to
+        lie inside, from 0 to the extent: no bounds test is needed there.
     """
 
     atom: str
