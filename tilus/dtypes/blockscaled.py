@@ -141,7 +141,9 @@ class BlockScaled:
             scales, zeros = self._symmetric(blocks), None
         quantized = BlockQuantized(np.empty(0, np.uint8), scales, zeros, tensor_scale)
         steps = array / self._spread(self.scale.decode(scales) * tensor_scale, array.shape)
-        codes = self.element.encode(steps + self._spread(self._zero_points(quantized), array.shape))
+        if self.element.is_integer:  # elsewhere there is no zero point, and adding 0 would lose the sign of -0
+            steps = steps + self._spread(self._zero_points(quantized), array.shape)
+        codes = self.element.encode(steps)
         return BlockQuantized(codes, scales, zeros, tensor_scale)
 
     def dequantize(self, quantized: BlockQuantized) -> NDArray[np.float64]:
