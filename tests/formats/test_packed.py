@@ -42,7 +42,9 @@ def test_read_as_torch(saved):
     path, weights = saved
     loaded = load_weights(path, framework="torch")
     assert loaded["down"].dequantize().dtype == torch.bfloat16
-    np.testing.assert_array_equal(loaded["down"].dequantize().float().numpy(), weights["down"].dequantize().astype(np.float32))
+    np.testing.assert_array_equal(
+        loaded["down"].dequantize().float().numpy(), weights["down"].dequantize().astype(np.float32)
+    )
 
 
 def test_header_describes_itself(saved):

@@ -79,7 +79,9 @@ def _tensors(path: Path) -> dict[str, np.ndarray]:
         with safetensors.safe_open(path, framework="numpy") as file:
             return {key: file.get_tensor(key) for key in file.keys() if key.rsplit(".", 1)[-1].startswith("weight_")}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
-        raise FormatError(f"{path}: not a whole safetensors file ({error})", hint="copy or download it again") from error
+        raise FormatError(
+            f"{path}: not a whole safetensors file ({error})", hint="copy or download it again"
+        ) from error
 
 
 def _scheme(root: Path, config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -106,10 +108,14 @@ def _weight(path: Path, name: str, tensors: Mapping[str, np.ndarray], scheme: Ma
         return tensors[key]
 
     if f"{name}.weight_g_idx" in tensors:
-        raise FormatError(f"{path}: layer {name!r} has its groups permuted (g_idx)", hint="export it without activation order")
+        raise FormatError(
+            f"{path}: layer {name!r} has its groups permuted (g_idx)", hint="export it without activation order"
+        )
     kind = dtype(f"u{scheme['num_bits']}")
     n, k = (int(v) for v in tensor("shape"))
-    scales = tensor("scale").reshape(n, -1) if tensor("scale").size != 1 else np.full((n, 1), tensor("scale").ravel()[0])
+    scales = (
+        tensor("scale").reshape(n, -1) if tensor("scale").size != 1 else np.full((n, 1), tensor("scale").ravel()[0])
+    )
     groups = scales.shape[1]
     group_size = -1 if groups == 1 else int(scheme["group_size"])
     if groups > 1 and -(-k // group_size) != groups:

@@ -55,7 +55,9 @@ def save_weights(path: str | os.PathLike[str], weights: Mapping[str, QuantizedWe
         raise
 
 
-def load_weights(path: str | os.PathLike[str], *, framework: Literal["numpy", "torch"] = "numpy") -> dict[str, QuantizedWeight]:
+def load_weights(
+    path: str | os.PathLike[str], *, framework: Literal["numpy", "torch"] = "numpy"
+) -> dict[str, QuantizedWeight]:
     """Read the weights that `save_weights` wrote.
 
     Raises
@@ -72,7 +74,9 @@ def load_weights(path: str | os.PathLike[str], *, framework: Literal["numpy", "t
     except FileNotFoundError as error:
         raise FormatError(f"{path}: there is no such file") from error
     except (safetensors.SafetensorError, OSError) as error:
-        raise FormatError(f"{path}: not a whole safetensors file ({error})", hint="copy or download it again") from error
+        raise FormatError(
+            f"{path}: not a whole safetensors file ({error})", hint="copy or download it again"
+        ) from error
 
 
 def _digest(data: bytes) -> str:
@@ -82,7 +86,9 @@ def _digest(data: bytes) -> str:
 def _entries(path: Any, metadata: Mapping[str, str]) -> dict[str, Any]:
     text = metadata.get("tilus")
     if text is None:
-        raise FormatError(f"{path}: no packed weights of this project", hint="tilus.formats lists readers of other files")
+        raise FormatError(
+            f"{path}: no packed weights of this project", hint="tilus.formats lists readers of other files"
+        )
     if _digest(text.encode()) != metadata.get("tilus.sha256"):
         raise FormatError(f"{path}: the description of the weights was altered", hint="copy or download the file again")
     header = json.loads(text)
@@ -126,4 +132,6 @@ def _weight(path: Any, file: Any, name: str, entry: dict[str, Any], model: Any) 
     if (zeros is None) == (form.zero_point == "tensor"):
         raise FormatError(f"{path}: zero points of {name!r} do not agree with its format {entry['format']!r}")
     parts = {part: like(a, model) for part, a in arrays.items()}
-    return QuantizedWeight(form, (n, k), parts["words"], parts["scales"], parts.get("zero_points"), dtype(entry["dtype"]))
+    return QuantizedWeight(
+        form, (n, k), parts["words"], parts["scales"], parts.get("zero_points"), dtype(entry["dtype"])
+    )

@@ -1,0 +1,1 @@
+"""The library: programs, quantized weights, and the matmul that joins them."""

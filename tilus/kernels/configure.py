@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from tilus.dtypes import DataType, dtype
 from tilus.kernels.packing import LANES, WARPS, Device
 from tilus.kernels.weight import WeightFormat
+
 
 def compute_dtype(weight: DataType, activation: DataType) -> DataType:
     """Return the type to multiply in: that of the activations if it holds every code's value (codebooks: rounded)."""
@@ -25,7 +26,7 @@ def rows_per_block(m: int, device: Device) -> int:
     return next((size for size in sizes if m <= size), sizes[-1])
 
 
-@lru_cache(maxsize=None)
+@cache
 def constants(form: WeightFormat, activation: DataType, scale: DataType, bm: int, bias: bool) -> dict[str, Any]:
     """Return the compile-time constants of `quantized_matmul` for a weight format and batch tile."""
     on_cpu = form.pack.fragment.num_threads == LANES

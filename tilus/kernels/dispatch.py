@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from tilus.dtypes import DataType
 from tilus.errors import LaunchError
 from tilus.kernels.configure import Device, constants, rows_per_block
-from tilus.kernels.quantized_matmul import quantized_matmul
+from tilus.kernels.programs import quantized_matmul
 from tilus.kernels.weight import QuantizedWeight, WeightFormat, as_dtype
 from tilus.runtime.arguments import describe, is_torch
 
@@ -55,12 +55,15 @@ def _check_company(x: Any, weight: QuantizedWeight, bias: Any | None, kind: Data
         other = describe(array)
         if is_torch(array) != is_torch(x) or other is None or place is None or other.device != place.device:
             raise LaunchError(
-                f"x is {_kind(x)}, but the {name} is {_kind(array)}", hint="quantize and call with arrays of one library and device"
+                f"x is {_kind(x)}, but the {name} is {_kind(array)}",
+                hint="quantize and call with arrays of one library and device",
             )
     if bias is not None:
         found = describe(bias)
         if tuple(bias.shape) != (weight.shape[0],) or found is None or found.dtype != kind:
-            raise LaunchError(f"bias must be an array [{weight.shape[0]}] of {kind}, got {tuple(bias.shape)} of {bias.dtype}")
+            raise LaunchError(
+                f"bias must be an array [{weight.shape[0]}] of {kind}, got {tuple(bias.shape)} of {bias.dtype}"
+            )
 
 
 def _kind(x: Any) -> str:
@@ -88,7 +91,7 @@ def _device(x: Any) -> Device:
     return "cpu" if buffer is None or buffer.device == "cpu" else "cuda"
 
 
-@lru_cache(maxsize=None)
+@cache
 def _kernel(form: WeightFormat, activation: str, scale: str, bm: int, bias: bool) -> Callable[..., None]:
     """Return the launch of one configuration."""
     values = constants(form, as_dtype(activation), as_dtype(scale), bm, bias)

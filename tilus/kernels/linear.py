@@ -38,7 +38,9 @@ class QuantLinear(torch.nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach())
 
     @classmethod
-    def from_linear(cls, linear: torch.nn.Linear, dtype: str | DataType, group_size: int = 128, **options: Any) -> QuantLinear:
+    def from_linear(
+        cls, linear: torch.nn.Linear, dtype: str | DataType, group_size: int = 128, **options: Any
+    ) -> QuantLinear:
         """Quantize a linear layer; options are those of `tilus.quantize`."""
         return cls(quantize(linear.weight, dtype, group_size, **options), linear.bias)
 
@@ -46,7 +48,9 @@ class QuantLinear(torch.nn.Module):
     def weight(self) -> QuantizedWeight:
         """The quantized weight: the buffers of this module with what describes them."""
         shape = (self.out_features, self.in_features)
-        return QuantizedWeight(WeightFormat.parse(self.format), shape, self.words, self.scales, self.zero_points, self.weight_dtype)
+        return QuantizedWeight(
+            WeightFormat.parse(self.format), shape, self.words, self.scales, self.zero_points, self.weight_dtype
+        )
 
     def _apply(self, fn: Any, recurse: bool = True) -> QuantLinear:
         """Move as every module does; on another kind of device the codes take the order its kernels read."""

@@ -23,7 +23,6 @@ from tilus.dtypes import DataType, dtype
 from tilus.errors import LayoutError
 from tilus.layouts import RegisterLayout, column_local, index_table, local, parse, spatial
 
-
 Device: TypeAlias = Literal["cuda", "cpu"]
 
 # m16n8k16: a lane's registers of a 16x16 tile of the left operand (PTX ISA, "Matrix fragments for mma.m16n8k16").

@@ -117,7 +117,9 @@ def _zero_point(kind: DataType, wanted: bool | None) -> ZeroPoint:
     return "none" if kind.is_signed else "half"
 
 
-def _scales(blocks: np.ndarray, kind: DataType, zero: ZeroPoint, scale_type: DataType) -> tuple[np.ndarray, np.ndarray | None]:
+def _scales(
+    blocks: np.ndarray, kind: DataType, zero: ZeroPoint, scale_type: DataType
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Return scales [N, groups], rounded to their type, and integer zero points or None."""
     top = np.abs(blocks).max(axis=2, initial=0.0)
     if zero == "tensor":
@@ -148,7 +150,9 @@ def _least(scale_type: DataType) -> float:
     return float(scale_type.decode(np.array([1], scale_type.code_dtype))[0])
 
 
-def _encode(blocks: np.ndarray, scales: np.ndarray, zeros: np.ndarray | None, kind: DataType, zero: ZeroPoint) -> np.ndarray:
+def _encode(
+    blocks: np.ndarray, scales: np.ndarray, zeros: np.ndarray | None, kind: DataType, zero: ZeroPoint
+) -> np.ndarray:
     values = blocks / scales[:, :, None]
     if zeros is not None:
         values = np.rint(values) + zeros[:, :, None]

@@ -14,7 +14,8 @@ from tilus.kernels.weight import WeightFormat
 
 LIBRARY = torch.library.Library("tilus", "DEF")
 LIBRARY.define(
-    "quantized_matmul(Tensor x, Tensor words, Tensor scales, Tensor? zero_points, Tensor? bias, str format, SymInt n) -> Tensor"
+    "quantized_matmul("
+    "Tensor x, Tensor words, Tensor scales, Tensor? zero_points, Tensor? bias, str format, SymInt n) -> Tensor"
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -47,7 +47,7 @@ class WeightFormat:
         return f"{self.pack} | group {self.group_size} | zero {self.zero_point}"
 
     @staticmethod
-    @lru_cache(maxsize=None)
+    @cache
     def parse(text: str) -> WeightFormat:
         """Read what `str` wrote."""
         *pack, group, zero = (part.strip() for part in text.split("|"))
@@ -94,7 +94,11 @@ class QuantizedWeight:
     def nbytes(self) -> int:
         """Bytes of codes, scales and zero points together."""
         arrays = (self.words, self.scales, self.zero_points)
-        return sum(a.size * a.itemsize if isinstance(a, np.ndarray) else a.numel() * a.element_size() for a in arrays if a is not None)
+        return sum(
+            a.size * a.itemsize if isinstance(a, np.ndarray) else a.numel() * a.element_size()
+            for a in arrays
+            if a is not None
+        )
 
     def codes(self) -> np.ndarray:
         """Return the codes [N, K]."""
@@ -117,7 +121,7 @@ class QuantizedWeight:
 
     def _spread(self, per_group: Any) -> np.ndarray:
         """Return [groups, N] numbers as [N, K] float64."""
-        n, k = self.shape
+        k = self.shape[1]
         size = self.format.group_size if self.format.group_size > 0 else max(k, 1)
         return np.repeat(host(per_group).astype(np.float64).T, size, axis=1)[:, :k]
 

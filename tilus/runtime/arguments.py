@@ -93,7 +93,9 @@ def _number(name: str, kind: DataType, value: Any) -> int | float:
         number = int(value)
         low, high = (-(1 << 31), (1 << 31) - 1) if kind == dtype("i32") else (kind.min_value, kind.max_value)
         if not low <= number <= high:
-            raise LaunchError(f"argument {name!r} does not fit {kind}: {number}", hint="annotate the parameter with i64")
+            raise LaunchError(
+                f"argument {name!r} does not fit {kind}: {number}", hint="annotate the parameter with i64"
+            )
         return number
     if isinstance(value, (int, float, np.integer, np.floating)) and kind.is_float:
         return float(value)
@@ -159,5 +161,7 @@ def device_of(values: Sequence[Any]) -> str:
     """Return the one device of all buffers, `cpu` if there are none."""
     devices = {v.device for v in values if isinstance(v, Buffer)}
     if len(devices) > 1:
-        raise LaunchError(f"arguments live on different devices: {', '.join(sorted(devices))}", hint="move them to one device")
+        raise LaunchError(
+            f"arguments live on different devices: {', '.join(sorted(devices))}", hint="move them to one device"
+        )
     return devices.pop() if devices else "cpu"

@@ -6,16 +6,17 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from tilus.lang import KernelDef, define
+from tilus.runtime.knobs import knobs
+from tilus.runtime.launch_cuda import device_target
+
 from tilus.errors import LaunchError
 from tilus.ir.program import Program
 from tilus.ir.target import Target
 from tilus.ir.target import target as find_target
 from tilus.ir.types import PointerType
-from tilus.lang import KernelDef, define
 from tilus.runtime.arguments import Buffer, check_argument, device_of, multiple_of
 from tilus.runtime.compiled import CompiledKernel
-from tilus.runtime.knobs import knobs
-from tilus.runtime.launch_cuda import device_target
 
 
 class Kernel:
@@ -67,7 +68,9 @@ class Kernel:
             place = find_target(target) if target else self._target(values)
         else:
             kinds = self.definition.param_types(constants)
-            promises = {p.name: 16 for p, k in zip(self.definition.params, kinds, strict=True) if isinstance(k, PointerType)}
+            promises = {
+                p.name: 16 for p, k in zip(self.definition.params, kinds, strict=True) if isinstance(k, PointerType)
+            }
             place = find_target(target or knobs.target or "cpu")
         return self._variant(place, {**promises, **(multiples or {})}, constants)
 

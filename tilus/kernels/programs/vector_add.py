@@ -8,7 +8,7 @@ from tilus.runtime.kernel import kernel
 
 
 @kernel
-def vector_add(a: ptr[T], b: ptr[T], c: ptr[T], n: i32, *, T: DataType, BN: int = 1024):  # noqa: F821
+def vector_add(a: ptr[T], b: ptr[T], c: ptr[T], n: i32, *, T: DataType, BN: int = 1024):
     """Add two vectors of `n` elements of type `T`."""
     launch(blocks=cdiv(n, BN), warps=4)
     start = block_id(0) * BN

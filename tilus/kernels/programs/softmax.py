@@ -8,7 +8,7 @@ from tilus.runtime.kernel import kernel
 
 
 @kernel
-def softmax(x: ptr[T], y: ptr[T], m: i32, n: i32, *, T: DataType, BN: int = 1024):  # noqa: F821
+def softmax(x: ptr[T], y: ptr[T], m: i32, n: i32, *, T: DataType, BN: int = 1024):
     """y[i] = exp(x[i] - max(x[i])) / sum(exp(x[i] - max(x[i]))) for each of `m` rows of `n` elements, in f32.
 
     The running maximum and the running sum are kept together, so a row is read twice, however long it is.
@@ -26,4 +26,4 @@ def softmax(x: ptr[T], y: ptr[T], m: i32, n: i32, *, T: DataType, BN: int = 1024
     result = global_view(y, shape=(m, n))
     for j in range(0, n, BN):
         tile = load_global(source, offset=(row, j), shape=(1, BN), other=float("-inf")).to(f32)
-        store_global(result, (exp(tile - top) / total).to(T), offset=(row, j))  # noqa: F821
+        store_global(result, (exp(tile - top) / total).to(T), offset=(row, j))

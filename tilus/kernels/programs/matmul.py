@@ -25,9 +25,9 @@ from tilus.runtime.kernel import kernel
 
 @kernel
 def matmul(
-    a: ptr[T],  # noqa: F821
-    b: ptr[T],  # noqa: F821
-    c: ptr[T],  # noqa: F821
+    a: ptr[T],
+    b: ptr[T],
+    c: ptr[T],
     m: i32,
     n: i32,
     k: i32,

@@ -9,9 +9,9 @@ from tilus.runtime.kernel import kernel
 
 @kernel
 def layer_norm(
-    x: ptr[T], gain: ptr[T], bias: ptr[T], y: ptr[T], m: i32, n: i32, eps: f32, *, T: DataType, BN: int = 1024  # noqa: F821
+    x: ptr[T], gain: ptr[T], bias: ptr[T], y: ptr[T], m: i32, n: i32, eps: f32, *, T: DataType, BN: int = 1024
 ):
-    """y = (x - mean) / sqrt(variance + eps) * gain + bias for each of `m` rows of `n` elements, in f32.
+    """Y = (x - mean) / sqrt(variance + eps) * gain + bias for each of `m` rows of `n` elements, in f32.
 
     Two passes over the row (mean, then squared deviations), so that no cancellation spoils the variance.
     """
@@ -33,4 +33,4 @@ def layer_norm(
         deviation = load_global(source, offset=(row, j), shape=(1, BN)).to(f32) - mean
         g = load_global(global_view(gain, shape=(1, n)), offset=(0, j), shape=(1, BN)).to(f32)
         b = load_global(global_view(bias, shape=(1, n)), offset=(0, j), shape=(1, BN)).to(f32)
-        store_global(result, (deviation * scale * g + b).to(T), offset=(row, j))  # noqa: F821
+        store_global(result, (deviation * scale * g + b).to(T), offset=(row, j))

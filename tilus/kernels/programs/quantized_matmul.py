@@ -34,12 +34,12 @@ from tilus.runtime.kernel import kernel
 
 @kernel
 def quantized_matmul(
-    x: ptr[XT],  # noqa: F821
+    x: ptr[XT],
     w: ptr[u32],
-    scales: ptr[ST],  # noqa: F821
-    zero_points: ptr[ZT],  # noqa: F821
-    bias: ptr[XT],  # noqa: F821
-    y: ptr[XT],  # noqa: F821
+    scales: ptr[ST],
+    zero_points: ptr[ZT],
+    bias: ptr[XT],
+    y: ptr[XT],
     m: i32,
     n: i32,
     k: i32,
@@ -74,7 +74,7 @@ def quantized_matmul(
     gs = global_view(scales, shape=(n, groups), strides=(1, n))
     gz = global_view(zero_points, shape=(n, groups), strides=(1, n))
     if STAGES:
-        sw, sx = alloc_shared(u32, (STAGES, *words.shape)), alloc_shared(XT, (STAGES, BM, BK))  # noqa: F821
+        sw, sx = alloc_shared(u32, (STAGES, *words.shape)), alloc_shared(XT, (STAGES, BM, BK))
         for s in static_range(STAGES - 1):
             copy_async(sw, gw, src_offset=(tile_n, s, 0, 0, 0), dst_offset=(s, 0, 0, 0), shape=words.shape)
             copy_async(sx, gx, src_offset=(col, s * BK), dst_offset=(s, 0, 0), shape=(BM, BK))
@@ -99,19 +99,19 @@ def quantized_matmul(
                 tile = load_shared(sx, offset=(t % STAGES, 0, j * STEP), shape=(BM, STEP))
             else:
                 tile = load_global(gx, offset=(col, start), shape=(BM, STEP))
-            weight = codes[:, j * STEP : (j + 1) * STEP].to(CT)  # noqa: F821
+            weight = codes[:, j * STEP : (j + 1) * STEP].to(CT)
             group = start // GROUP if GROUP else 0
             if ZERO == "half":
                 weight = weight - float(2 ** (WT.nbits - 1))
             if ZERO == "tensor":
-                weight = weight - load_global(gz, offset=(row, group), shape=(BN, 1)).to(CT)  # noqa: F821
+                weight = weight - load_global(gz, offset=(row, group), shape=(BN, 1)).to(CT)
             if GROUP:
-                part = dot(weight, tile.to(CT).T, zeros((BN, BM), f32))  # noqa: F821
+                part = dot(weight, tile.to(CT).T, zeros((BN, BM), f32))
                 acc += part * load_global(gs, offset=(row, group), shape=(BN, 1)).to(f32)
             else:
-                acc = dot(weight, tile.to(CT).T, acc)  # noqa: F821
+                acc = dot(weight, tile.to(CT).T, acc)
     if not GROUP:
         acc = acc * load_global(gs, offset=(row, 0), shape=(BN, 1)).to(f32)
     if BIAS:
         acc += load_global(global_view(bias, shape=(n, 1)), offset=(row, 0), shape=(BN, 1)).to(f32)
-    store_global(global_view(y, shape=(n, m), strides=(1, n)), acc.to(XT), offset=(row, col))  # noqa: F821
+    store_global(global_view(y, shape=(n, m), strides=(1, n)), acc.to(XT), offset=(row, col))

@@ -1,0 +1,12 @@
+"""The library of VM programs, written in the language of `tilus.lang` like a user's own.
+
+Annotations and bodies are in that language, not in typed Python: names such as `T` are compile-time constants.
+"""
+
+from tilus.kernels.programs.layer_norm import layer_norm
+from tilus.kernels.programs.matmul import matmul
+from tilus.kernels.programs.quantized_matmul import quantized_matmul
+from tilus.kernels.programs.softmax import softmax
+from tilus.kernels.programs.vector_add import vector_add
+
+__all__ = ["layer_norm", "matmul", "quantized_matmul", "softmax", "vector_add"]
