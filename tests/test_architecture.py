@@ -45,12 +45,12 @@ APART = [("tilus.codegen.cuda", "tilus.codegen.llvm")]
 
 # Optional or slow modules, and the only places that may import them while they are themselves imported.
 HEAVY_PLACES = {
-    "torch": ("tilus.runtime.torch",),
+    "torch": ("tilus.runtime.torch", "tilus.kernels.torch", "tilus.kernels.linear"),
     "cupy": ("tilus.runtime.cuda",),
     "cupy_backends": ("tilus.runtime.cuda", "tilus.runtime.nvrtc"),
     "cuda": ("tilus.runtime.cuda", "tilus.runtime.nvrtc"),
     "llvmlite": ("tilus.codegen.llvm", "tilus.runtime.cpu", "tilus.runtime.llvm"),
-    "safetensors": (),
+    "safetensors": ("tilus.formats",),
     "compressed_tensors": (),
     "transformers": (),
     "gguf": (),
