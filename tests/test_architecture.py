@@ -219,7 +219,7 @@ BAD_SAMPLES = [
     (apart, "tilus/codegen/llvm/bad.py", "from ..cuda import emit"),
     (heavy, "tilus/runtime/bad.py", "import torch"),
     (heavy, "tilus/passes/bad.py", "from llvmlite import binding"),
-    (heavy, "tilus/formats/bad.py", "try:\n    import safetensors\nexcept ImportError:\n    pass"),
+    (heavy, "tilus/kernels/bad.py", "try:\n    import safetensors\nexcept ImportError:\n    pass"),
     (hidden, "tilus/passes/bad.py", "def f():\n    import re"),
     (hidden, "tilus/runtime/bad.py", "def f():\n    from tilus.passes import pipeline"),
     (function_length, "tilus/ir/bad.py", "def f():\n" + "    x = 1\n" * 60),
