@@ -12,6 +12,7 @@ from tilus.layouts.conversion import (
     plan_conversion,
 )
 from tilus.layouts.digits import Digit
+from tilus.layouts.global_layout import GlobalLayout, GlobalMode, global_column_major, global_row_major, global_strided
 from tilus.layouts.maps import flat_index_table, gather, index_table, locate_table, scatter
 from tilus.layouts.parser import parse, parse_shared
 from tilus.layouts.register import (
@@ -36,7 +37,6 @@ from tilus.layouts.shared import (
     shared_layout,
     strided,
 )
-from tilus.layouts.strided import GlobalLayout, GlobalMode, global_column_major, global_row_major, global_strided
 
 __all__ = [
     "Access",

@@ -94,12 +94,11 @@ def renumber(digits: Digits, new_dim: Sequence[int]) -> Digits:
 
 def reshape(digits: Digits, old: Sequence[int], new: Sequence[int]) -> Digits | None:
     """Express digits over the extents `old` as digits over `new`, both row-major; None if a digit does not split."""
+    # Over the flattened tensor neighbours may merge that two dimensions kept apart; then they split anywhere.
+    flat = coalesce([d if d.dim is None else Digit(d.size, 0, d.stride * prod(old[d.dim + 1 :])) for d in digits])
     result: list[Digit] = []
-    for digit in digits:
-        if digit.dim is None:
-            result.append(digit)
-            continue
-        pieces = _split(digit.size, digit.stride * prod(old[digit.dim + 1 :]), new)
+    for digit in flat:
+        pieces = [digit] if digit.dim is None else _split(digit.size, digit.stride, new)
         if pieces is None:
             return None
         result += pieces

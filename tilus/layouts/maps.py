@@ -51,14 +51,14 @@ def locate_table(layout: RegisterLayout) -> tuple[Table, Table]:
 
 def gather(layout: RegisterLayout, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return what every (thread, local) holds of a tensor: an array of shape (threads, local)."""
-    table = index_table(layout)
-    return values[tuple(table[:, :, dim] for dim in range(layout.rank))]
+    registers: npt.NDArray[Any] = values.reshape(-1)[flat_index_table(layout)]
+    return registers
 
 
 def scatter(layout: RegisterLayout, registers: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return the tensor that registers of shape (threads, local) hold; the first replica is taken."""
     threads, locals_ = locate_table(layout)
-    return registers[threads[..., 0], locals_]
+    return np.asarray(registers[threads[..., 0], locals_])
 
 
 def _index_part(digits: Digits, rank: int) -> Table:
@@ -68,7 +68,7 @@ def _index_part(digits: Digits, rank: int) -> Table:
         step = np.zeros((size, rank), dtype=np.int64)
         if dim is not None:
             step[:, dim] = np.arange(size) * stride
-        part = (part[:, None, :] + step[None, :, :]).reshape(-1, rank)
+        part = (part[:, None, :] + step[None, :, :]).reshape(len(part) * size, rank)
     return part
 
 

@@ -99,7 +99,7 @@ class _Reader:
             self._fail(f"expected {what}, got {value!r}", 1)
         return value
 
-    def _expression(self) -> Any:  # noqa: ANN401
+    def _expression(self) -> Any:
         value = self._postfix()
         while (sign := self._peek()).text in ("*", "/"):
             self.position += 1
@@ -110,7 +110,7 @@ class _Reader:
                 self._fail(f"{sign.text} joins two layouts of one kind, got {value!r} and {right!r}", sign.column)
         return value
 
-    def _postfix(self) -> Any:  # noqa: ANN401
+    def _postfix(self) -> Any:
         value = self._atom()
         while self._accept("."):
             name = self._next()
@@ -119,7 +119,7 @@ class _Reader:
             value = self._call(getattr(value, name.text), name)
         return value
 
-    def _atom(self) -> Any:  # noqa: ANN401
+    def _atom(self) -> Any:
         token = self._next()
         if token.kind == "integer":
             return int(token.text)
@@ -143,7 +143,7 @@ class _Reader:
                 self._fail(f"expected , or {close}, got {self._peek().text!r}")
         return items
 
-    def _call(self, function: Callable[..., Any], name: _Token) -> Any:  # noqa: ANN401
+    def _call(self, function: Callable[..., Any], name: _Token) -> Any:
         if not self._accept("("):
             self._fail(f"expected ( after {name.text}, got {self._peek().text!r}")
         positional: list[Any] = []

@@ -171,7 +171,7 @@ class SharedLayout:
         """Return the layout of the same elements, in row-major order, under another shape."""
         if prod(shape) != prod(self.shape):
             raise LayoutError(f"cannot reshape {self.shape} to {shape}: {prod(self.shape)} and {prod(shape)} elements")
-        pieces = _regroup([mode for group in self.grouped_modes for mode in group], shape)
+        pieces = _regroup(_merged([mode for group in self.grouped_modes for mode in group]), shape)
         if pieces is None:
             raise LayoutError(
                 f"cannot reshape {self} to {shape}: the modes {self.mode_shape} do not split at its borders"

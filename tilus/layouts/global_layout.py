@@ -130,7 +130,7 @@ def global_column_major(*shape: Operand) -> GlobalLayout:
     return global_strided(shape, [_product(shape[:dim]) for dim in range(len(shape))])
 
 
-def _product(values: Any) -> Operand:  # noqa: ANN401  # operands
+def _product(values: Any) -> Operand:  # operands
     result: Operand = 1
     for value in values:
         result = _mul(result, value)
