@@ -84,5 +84,6 @@ def _number_part(digits: Digits, shape: Sequence[int]) -> Table:
 
 
 def _frozen(table: Table) -> Table:
+    table = np.asarray(table)  # arithmetic on arrays of rank 0 gives scalars
     table.flags.writeable = False
     return table

@@ -260,7 +260,8 @@ def row_major_swizzle(shape: Sequence[int], elem_bytes: int) -> SharedLayout:
 def offset_table(layout: SharedLayout) -> Offsets:
     """Return the offset of every index, a read-only int64 array of the layout's shape."""
     coordinates = np.indices(layout.shape, dtype=np.int64)
-    table = np.zeros(layout.shape, dtype=np.int64) + layout(*coordinates)
+    table = np.empty(layout.shape, dtype=np.int64)
+    table[...] = layout(*coordinates)
     table.flags.writeable = False
     return table
 
