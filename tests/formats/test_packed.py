@@ -11,7 +11,7 @@ import torch
 
 from tilus.errors import FormatError
 from tilus.formats import load_weights, save_weights
-from tilus.kernels.quantize import quantize
+from tilus.runtime.weights.quantize import quantize
 
 WEIGHT = np.random.default_rng(0).normal(size=(70, 300)).astype(np.float32)
 

@@ -24,9 +24,9 @@ import safetensors
 
 from tilus.dtypes import DataType, dtype
 from tilus.errors import FormatError
-from tilus.kernels.packing import native_pack
-from tilus.kernels.weight import QuantizedWeight, WeightFormat
 from tilus.runtime.arguments import describe
+from tilus.runtime.weights.packing import native_pack
+from tilus.runtime.weights.weight import QuantizedWeight, WeightFormat
 
 _SUFFIX = ".weight_packed"
 FORMAT = "pack-quantized"

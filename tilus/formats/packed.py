@@ -23,7 +23,7 @@ import safetensors.numpy
 
 from tilus.dtypes import dtype
 from tilus.errors import FormatError, TilusError
-from tilus.kernels.weight import QuantizedWeight, WeightFormat, host, like
+from tilus.runtime.weights.weight import QuantizedWeight, WeightFormat, host, like
 
 VERSION = 1
 TENSORS = ("words", "scales", "zero_points")

@@ -6,8 +6,8 @@ from functools import cache
 from typing import Any
 
 from tilus.dtypes import DataType, dtype
-from tilus.kernels.packing import LANES, WARPS, Device
-from tilus.kernels.weight import WeightFormat
+from tilus.runtime.weights.packing import LANES, WARPS, Device
+from tilus.runtime.weights.weight import WeightFormat
 
 
 def compute_dtype(weight: DataType, activation: DataType) -> DataType:

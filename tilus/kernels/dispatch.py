@@ -12,8 +12,8 @@ from tilus.dtypes import DataType
 from tilus.errors import LaunchError
 from tilus.kernels.configure import Device, constants, rows_per_block
 from tilus.kernels.programs import quantized_matmul
-from tilus.kernels.weight import QuantizedWeight, WeightFormat, as_dtype
 from tilus.runtime.arguments import describe, is_torch
+from tilus.runtime.weights.weight import QuantizedWeight, WeightFormat, as_dtype
 
 ACTIVATIONS = ("f16", "bf16", "f32")
 

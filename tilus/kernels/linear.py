@@ -9,9 +9,9 @@ import torch
 from tilus.dtypes import DataType
 from tilus.errors import LaunchError
 from tilus.kernels import torch_ops  # noqa: F401  registers torch.ops.tilus
-from tilus.kernels.packing import native_pack
-from tilus.kernels.quantize import quantize
-from tilus.kernels.weight import QuantizedWeight, WeightFormat
+from tilus.runtime.weights.packing import native_pack
+from tilus.runtime.weights.quantize import quantize
+from tilus.runtime.weights.weight import QuantizedWeight, WeightFormat
 
 
 class QuantLinear(torch.nn.Module):

@@ -10,7 +10,7 @@ import torch
 
 from tilus.errors import LaunchError
 from tilus.kernels.dispatch import run
-from tilus.kernels.weight import WeightFormat
+from tilus.runtime.weights.weight import WeightFormat
 
 LIBRARY = torch.library.Library("tilus", "DEF")
 LIBRARY.define(

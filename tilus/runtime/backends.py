@@ -14,16 +14,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tilus.codegen import cuda, llvm
+from tilus.errors import LaunchError
+from tilus.ir.program import Program
+from tilus.ir.target import Target
+from tilus.runtime.arguments import Buffer, pack_slot
 from tilus.runtime.cpu_features import cache_tag
 from tilus.runtime.cpu_pool import launch as launch_blocks
 from tilus.runtime.launch_cuda import CudaKernel
 from tilus.runtime.llvm_jit import compile_object, load_object
 from tilus.runtime.nvrtc import compile_cuda, toolchain_version
-
-from tilus.errors import LaunchError
-from tilus.ir.program import Program
-from tilus.ir.target import Target
-from tilus.runtime.arguments import Buffer, pack_slot
 
 Files = dict[str, bytes]
 Launch = Callable[[Sequence[Buffer | int | float], Sequence[int]], None]

@@ -8,20 +8,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tilus.passes.pipeline import lower
-from tilus.runtime.knobs import knobs
-from tilus.runtime.resources import Resources, read_resources
-from tilus.runtime.sass import disassemble
-
 from tilus import vm
 from tilus.errors import TilusError
 from tilus.ir.printer import to_text
 from tilus.ir.program import Program
 from tilus.ir.target import Target
+from tilus.passes.pipeline import lower
 from tilus.runtime import cache
 from tilus.runtime.arguments import Buffer, as_numpy, check_argument, contiguous_copy, copy_back
 from tilus.runtime.backends import BACKENDS, Files, Launch
 from tilus.runtime.grid import Grid, check_grid, grid_function
+from tilus.runtime.knobs import knobs
+from tilus.runtime.resources import Resources, read_resources
+from tilus.runtime.sass import disassemble
 
 
 class CompiledKernel:

@@ -6,17 +6,16 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tilus.lang import KernelDef, define
-from tilus.runtime.knobs import knobs
-from tilus.runtime.launch_cuda import device_target
-
 from tilus.errors import LaunchError
 from tilus.ir.program import Program
 from tilus.ir.target import Target
 from tilus.ir.target import target as find_target
 from tilus.ir.types import PointerType
+from tilus.lang import KernelDef, define
 from tilus.runtime.arguments import Buffer, check_argument, device_of, multiple_of
 from tilus.runtime.compiled import CompiledKernel
+from tilus.runtime.knobs import knobs
+from tilus.runtime.launch_cuda import device_target
 
 
 class Kernel:

@@ -9,7 +9,6 @@ integer zero points are subtracted from the codes, which is exact.
 from __future__ import annotations
 
 from tilus.dtypes import DataType, f32, i32, u32
-from tilus.kernels.packing import PackLayout
 from tilus.lang import (
     alloc_shared,
     block_id,
@@ -30,6 +29,7 @@ from tilus.lang import (
     zeros,
 )
 from tilus.runtime.kernel import kernel
+from tilus.runtime.weights.packing import PackLayout
 
 
 @kernel

@@ -10,8 +10,8 @@ import numpy as np
 
 from tilus.dtypes import DataType, dtype
 from tilus.errors import QuantizeError
-from tilus.kernels.packing import Device, PackLayout, native_pack
 from tilus.runtime.arguments import DTYPES, as_numpy, is_torch
+from tilus.runtime.weights.packing import Device, PackLayout, native_pack
 
 ZeroPoint = Literal["none", "half", "tensor"]
 

@@ -9,9 +9,9 @@ import numpy as np
 from tilus.dtypes import DataType
 from tilus.dtypes import dtype as find_dtype
 from tilus.errors import QuantizeError
-from tilus.kernels.packing import native_pack
-from tilus.kernels.weight import QuantizedWeight, WeightFormat, ZeroPoint, as_dtype, like
 from tilus.runtime.arguments import as_numpy, describe, is_torch
+from tilus.runtime.weights.packing import native_pack
+from tilus.runtime.weights.weight import QuantizedWeight, WeightFormat, ZeroPoint, as_dtype, like
 
 FLOATS = ("f16", "bf16", "f32", "f64")
 
