@@ -25,7 +25,6 @@ _PARTITIONS = 4  # of a multiprocessor, each with its own quarter of the registe
 _REGISTER_UNIT = 256  # registers are given to a warp in this many
 _SHARED_UNIT = 128
 _SHARED_RESERVED = 1 * _KIB  # per block, taken by the system since compute capability 8.0
-_STATIC_SHARED_LIMIT = 48 * _KIB
 _WARP = 32
 
 
@@ -167,7 +166,6 @@ def read_resources(cubin: bytes, *, kernel: str | None = None, dynamic_shared: i
     name = _choose(elf.kernels, kernel)
     own = {attribute.number: attribute for attribute in elf.attributes(name)}
     stores, loads = _spills(elf, name)
-    shared = elf.sections.get(f".nv.shared.{name}")
     return Resources(
         kernel=name,
         arch=elf.arch,
@@ -175,11 +173,18 @@ def read_resources(cubin: bytes, *, kernel: str | None = None, dynamic_shared: i
         spill_stores=stores,
         spill_loads=loads,
         stack=elf.of_symbol(EIATTR_FRAME_SIZE, name),
-        static_shared=shared.size if shared else 0,
+        static_shared=_static_shared(elf, name),
         dynamic_shared=dynamic_shared,
         barriers=own[EIATTR_NUM_BARRIERS].value[0] if EIATTR_NUM_BARRIERS in own else 0,
         max_threads=_product(own[EIATTR_MAX_THREADS].words()) if EIATTR_MAX_THREADS in own else 1024,
     )
+
+
+def _static_shared(elf: Cubin, kernel: str) -> int:
+    # From Hopper on the system's part lies at the start of the block's memory, and in the section's size.
+    section = elf.sections.get(f".nv.shared.{kernel}")
+    reserved = _SHARED_RESERVED if elf.arch >= 90 else 0
+    return section.size - reserved if section else 0
 
 
 def _product(factors: Sequence[int]) -> int:
