@@ -6,7 +6,7 @@ Nothing here uses the digits of `tilus.layouts`: a layout is its raw modes, a ma
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from itertools import permutations, product
 from math import prod
 
@@ -74,7 +74,7 @@ def primes(n: int) -> tuple[int, ...]:
     return ()
 
 
-@lru_cache(maxsize=None)
+@cache
 def all_maps(shape: Index, threads: int, locals_: int) -> frozenset[Map]:
     """Every map over `shape` that some register layout has: all orders of all prime modes and replications."""
     numel = prod(shape)

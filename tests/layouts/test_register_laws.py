@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import pickle
-from itertools import product
+from itertools import permutations, product
 from math import prod
 
 import numpy as np
@@ -131,8 +131,6 @@ def test_as_many_objects_as_maps(shape: tuple[int, ...], replicas: int) -> None:
 
 def every_raw(shape: tuple[int, ...], threads: int, locals_: int) -> list[Raw]:
     """Every way to write a layout with *any* ordered factorization, prime or not."""
-    from itertools import permutations
-
     extra = threads * locals_ // prod(shape)
     found = []
     for modes in product(*(factorizations(extent) for extent in shape)):

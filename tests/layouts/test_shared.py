@@ -170,9 +170,9 @@ def line_has_modes(line: np.ndarray) -> bool:
     for size in (k for k in range(2, len(line) + 1) if len(line) % k == 0):
         inner = line[:: len(line) // size]  # the outermost mode
         steps = line.reshape(size, -1)
-        if (inner == np.arange(size) * inner[1]).all() and (steps == inner[:, None] + steps[0]).all():
-            if line_has_modes(steps[0]):
-                return True
+        steady = (inner == np.arange(size) * inner[1]).all() and (steps == inner[:, None] + steps[0]).all()
+        if steady and line_has_modes(steps[0]):
+            return True
     return False
 
 

@@ -27,6 +27,7 @@ from tilus.layouts.register import (
     replicated,
     spatial,
 )
+from tilus.layouts.scratch import Scratch, plan_scratch
 from tilus.layouts.shared import (
     SharedLayout,
     Swizzle,
@@ -49,6 +50,7 @@ __all__ = [
     "RegisterMoves",
     "Replicated",
     "Same",
+    "Scratch",
     "SharedLayout",
     "ShuffleRound",
     "Shuffles",
@@ -75,6 +77,7 @@ __all__ = [
     "parse",
     "parse_shared",
     "plan_conversion",
+    "plan_scratch",
     "register_layout",
     "replicated",
     "row_major",
