@@ -92,7 +92,9 @@ def read_cubin(data: bytes) -> Cubin:
         If the bytes are no cubin, or are cut short.
     """
     if data[:4] != b"\x7fELF" or len(data) < 64 or struct.unpack_from("<H", data, 18)[0] != _EM_CUDA:
-        raise FormatError("expected a cubin (an ELF file for CUDA), got something else", hint="compile the kernel again")
+        raise FormatError(
+            "expected a cubin (an ELF file for CUDA), got something else", hint="compile the kernel again"
+        )
     try:
         sections = _sections(data)
         return Cubin(_arch(data), {section.name: section for section in sections}, _symbols(sections))

@@ -133,7 +133,7 @@ def _whole_elf(cubin: bytes) -> bytes:
 def _rejection(log: str, excerpts: Sequence[str], arch: str) -> CompileError:
     return CompileError(
         f"NVRTC rejected the CUDA source for {arch}:\n" + "\n\n".join((log, *excerpts)),
-        hint="generated code should always compile: please report the program; TILUS_DUMP_DIR=<folder> keeps every stage",
+        hint="generated code should always compile: please report it (TILUS_DUMP_DIR=<folder> keeps every stage)",
     )
 
 

@@ -20,7 +20,8 @@ class OpcodeClass:
 
 
 _ROWS = (
-    OpcodeClass("mma", "tensor", "HMMA IMMA BMMA DMMA QMMA OMMA HGMMA IGMMA QGMMA BGMMA UTCHMMA UTCQMMA UTCIMMA UTCOMMA"),
+    OpcodeClass("mma", "tensor", "HMMA IMMA BMMA DMMA QMMA OMMA HGMMA IGMMA QGMMA BGMMA"),
+    OpcodeClass("mma", "tensor", "UTCHMMA UTCQMMA UTCIMMA UTCOMMA"),
     OpcodeClass("lds", "lsu", "LDS LDSM LDTM"),
     OpcodeClass("sts", "lsu", "STS STSM STTM ATOMS ATOMSWS"),
     OpcodeClass("gmem", "lsu", "LDG STG LDGSTS LD ST ATOM ATOMG RED REDG LDGMC MULTIMEM CCTL CCTLL"),
@@ -37,22 +38,27 @@ _ROWS = (
     OpcodeClass("fp32", "xu", "MUFU F2F F2I I2F FRND I2I I2IP"),
     OpcodeClass("fp64", "fp64", "DFMA DADD DMUL DSETP DMNMX"),
     OpcodeClass("imad", "fma", "IMAD IMAD32I IMUL IMUL32I IDP IDP4A XMAD"),
-    OpcodeClass("iadd", "alu", "IADD IADD3 IADD32I VIADD VIADDMNMX LEA ISETP ISET SEL IABS IMNMX VIMNMX VIMNMX3 ISCADD"),
-    OpcodeClass("iadd", "alu", "BMSK SGXT PLOP3 P2R R2P PSETP VABSDIFF VABSDIFF4 VSETP"),
+    OpcodeClass("iadd", "alu", "IADD IADD3 IADD32I VIADD VIADDMNMX LEA ISETP ISET SEL IABS IMNMX VIMNMX VIMNMX3"),
+    OpcodeClass("iadd", "alu", "BMSK SGXT PLOP3 P2R R2P PSETP ISCADD VABSDIFF VABSDIFF4 VSETP"),
     OpcodeClass("iadd", "xu", "POPC FLO BREV"),
     OpcodeClass("mov", "alu", "MOV MOV32I CS2R S2R S2UR R2UR UR2R B2R R2B MOVM GETLMEMBASE SETLMEMBASE LEPC"),
-    OpcodeClass("uniform", "uniform", "UMOV UIADD3 UIMAD ULEA ULOP ULOP3 USHF USHL USHR UISETP USEL UPRMT UPLOP3 UFLO UPOPC"),
-    OpcodeClass("uniform", "uniform", "UBMSK USGXT UBREV UP2UR UR2UP UVIADD UVIMNMX UIABS UF2FP UFADD UFMUL UFFMA UFSEL"),
-    OpcodeClass("uniform", "uniform", "UFSETP UFMNMX UI2F UF2I UI2FP UCLEA UPSETP UVOTE UVOTEU UIMNMX UIADD3X UFRND US2UR"),
-    OpcodeClass("uniform", "uniform", "UCGABAR_ARV UCGABAR_WAIT USETMAXREG UGETNEXTWORKID UMEMSETS UTCBAR UTCATOMSWS UREDGR"),
+    OpcodeClass(
+        "uniform", "uniform", "UMOV UIADD3 UVIADD UIMAD ULEA ULOP3 USHF UISETP USEL UPRMT UPLOP3 UIMNMX UVIMNMX"
+    ),
+    OpcodeClass("uniform", "uniform", "UFLO UPOPC UBMSK USGXT UBREV UIABS UP2UR UR2UP US2UR UCLEA UPSETP UVOTE UVOTEU"),
+    OpcodeClass(
+        "uniform", "uniform", "UFADD UFMUL UFFMA UFSEL UFSETP UFMNMX UFRND UF2FP UF2F UF2I UI2F UI2FP USETMAXREG"
+    ),
     OpcodeClass("shuffle", "lsu", "SHFL"),
     OpcodeClass("shuffle", "alu", "VOTE VOTEU MATCH REDUX CREDUX"),
     OpcodeClass("sync", "adu", "BAR DEPBAR LDGDEPBAR LDTDEPBAR MEMBAR ERRBAR FENCE WARPSYNC WARPGROUP WARPGROUPSET"),
-    OpcodeClass("sync", "lsu", "SYNCS SYNCSU ARRIVES ACQBULK ACQSHMINIT CGAERRBAR ENDCOLLECTIVE ELECT PREEXIT"),
-    OpcodeClass("control", "cbu", "BRA BRX BRXU JMP JMX JMXU CALL RET EXIT KILL BREAK BSSY BSYNC BMOV BPT YIELD NANOSLEEP RPCMOV"),
+    OpcodeClass("sync", "lsu", "SYNCS SYNCSU ARRIVES ACQBULK CGAERRBAR UCGABAR_ARV UCGABAR_WAIT UTCBAR ELECT PREEXIT"),
+    OpcodeClass("control", "cbu", "BRA BRX BRXU JMP JMX JMXU CALL RET EXIT KILL BREAK BSSY BSYNC BMOV BPT YIELD"),
+    OpcodeClass("control", "cbu", "NANOSLEEP RPCMOV ENDCOLLECTIVE"),
     OpcodeClass("nop", "none", "NOP"),
-)  # fmt: skip
+)
 
 OPCODES: dict[str, OpcodeClass] = {opcode: row for row in _ROWS for opcode in row.opcodes.split()}
+HALF2_CONSTANT = OpcodeClass("mov", "fma", "HFMA2")
 OTHER = OpcodeClass("other", "none", "")
 KINDS: tuple[str, ...] = (*dict.fromkeys(row.kind for row in _ROWS), OTHER.kind)

@@ -193,7 +193,7 @@ def _product(factors: Sequence[int]) -> int:
 
 
 def _choose(names: Sequence[str], wanted: str | None) -> str:
-    if wanted in names:
+    if wanted is not None and wanted in names:
         return wanted
     if wanted is None and len(names) == 1:
         return names[0]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tilus.errors import CompileError, FormatError
-from tilus.runtime.opcodes import KINDS, OPCODES, OTHER, OpcodeClass
+from tilus.runtime.opcodes import HALF2_CONSTANT, KINDS, OPCODES, OTHER, OpcodeClass
 from tilus.runtime.toolchain import nvdisasm
 
 
@@ -47,11 +47,11 @@ class Instruction:
 
     @property
     def klass(self) -> OpcodeClass:
-        """Kind of work and pipe; dummies that only pad the code are `nop`, constants made by a float unit are `mov`."""
+        """Kind of work and pipe; dummies that only pad the code are `nop`, a constant made by HFMA2 is a `mov`."""
         if self.predicate == "!PT":
             return OPCODES["NOP"]
-        if self.opcode in ("HFMA2", "IMAD") and self.operands[1:3] in (("-RZ", "RZ"), ("RZ", "RZ")):
-            return OpcodeClass("mov", OPCODES[self.opcode].pipe, self.opcode)
+        if self.opcode == "HFMA2" and self.operands[1:3] == ("-RZ", "RZ"):
+            return HALF2_CONSTANT
         return OPCODES.get(self.opcode, OTHER)
 
     def __str__(self) -> str:
