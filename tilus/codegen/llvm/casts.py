@@ -1,0 +1,202 @@
+"""Conversions between stored elements and compute types, and from any data type to any other.
+
+All are exact or rounded once. They work on scalars and on vectors alike: the shape of the value decides.
+"""
+
+from __future__ import annotations
+
+from tilus.codegen.llvm.builder import Builder, Value, constant, lanes_of, vector
+from tilus.codegen.llvm.types import compute, is_packed, storage
+from tilus.dtypes import DataType
+from tilus.dtypes.codebooks import Codebook
+from tilus.dtypes.floats import Float
+from tilus.dtypes.integers import Integer
+from tilus.errors import CodegenError
+
+
+def _like(value: Value, element: str) -> str:
+    return vector(lanes_of(value.type)[0], element)
+
+
+def decode(b: Builder, dtype: DataType, x: Value) -> Value:
+    """Bring a stored element (of a packed type: a code in an i32) to its compute type."""
+    target = _like(x, compute(dtype))
+    if dtype.is_boolean or (x.type == target and not is_packed(dtype)):
+        return x
+    match dtype:
+        case Integer():
+            return _decode_integer(b, dtype, x, target)
+        case Float(name="f16"):
+            return b.convert("fpext", x, target)
+        case Float(name="bf16"):
+            wide = b.convert("zext", x, _like(x, "i32"))
+            return b.convert("bitcast", b.op("shl", wide, 16), target)
+        case Float():
+            return _decode_float(b, dtype, _code(b, dtype, x))
+        case Codebook():
+            return _decode_table(b, dtype, _code(b, dtype, x))
+        case _:
+            raise CodegenError(f"no values of {dtype} on the cpu target", hint="use a bit-packed type")
+
+
+def _code(b: Builder, dtype: DataType, x: Value) -> Value:
+    return x if is_packed(dtype) else b.convert("zext", x, _like(x, "i32"))
+
+
+def _decode_integer(b: Builder, dtype: Integer, x: Value, target: str) -> Value:
+    if not is_packed(dtype):
+        return b.convert("sext" if dtype.is_signed else "zext", x, target)
+    if not dtype.is_signed:
+        return x
+    shift = 32 - dtype.nbits
+    return b.op("ashr", b.op("shl", x, shift), shift)
+
+
+def _decode_float(b: Builder, dtype: Float, code: Value) -> Value:
+    """Lay the magnitude under the exponent of an f32 and multiply by one power of two: subnormals come out right."""
+    width = dtype.exponent_bits + dtype.mantissa_bits
+    sign = b.op("shl", b.op("lshr", code, width), 31)
+    magnitude = b.op("and", code, (1 << width) - 1)
+    bits = b.op("or", sign, b.op("shl", magnitude, 23 - dtype.mantissa_bits))
+    small = b.convert("bitcast", bits, _like(code, "float"))
+    value = b.op("fmul", small, 2.0 ** (127 - dtype.bias))
+    if dtype.nan_code is None:
+        return value
+    if dtype.has_inf:
+        first_special = dtype.max_code + 1
+        infinity = b.compare("icmp eq", magnitude, first_special)
+        special = b.op("or", sign, b.select(infinity, constant(code.type, 0x7F800000), 0x7FC00000))
+        reached = b.compare("icmp uge", magnitude, first_special)
+    else:
+        special = b.op("or", sign, 0x7FC00000)
+        reached = b.compare("icmp eq", magnitude, (1 << width) - 1)
+    return b.select(reached, b.convert("bitcast", special, value.type), value)
+
+
+def _decode_table(b: Builder, dtype: Codebook, code: Value) -> Value:
+    """Choose among the values of a table by the bits of the code, one select per pair: log2 levels."""
+    values = [constant(_like(code, "float"), float(v)) for v in dtype.decode(range(2**dtype.nbits))]
+    for bit in range(dtype.nbits):
+        test = b.compare("icmp ne", b.op("and", code, 1 << bit), 0)
+        values = [
+            high if low == high else b.select(test, high, low)
+            for low, high in zip(values[::2], values[1::2], strict=True)
+        ]
+    return values[0]
+
+
+def encode(b: Builder, dtype: DataType, x: Value) -> Value:
+    """Bring a value of the compute type of `dtype` to storage, floats rounded to nearest even."""
+    target = _like(x, storage(dtype))
+    if dtype.is_boolean or (x.type == target and not is_packed(dtype)):
+        return x
+    match dtype:
+        case Integer():
+            return b.op("and", x, (1 << dtype.nbits) - 1) if is_packed(dtype) else b.convert("trunc", x, target)
+        case Float(name="f16"):
+            return b.convert("fptrunc", x, target)
+        case Float(name="bf16"):
+            return b.convert("trunc", _round_bf16(b, x), target)
+        case Float():
+            code = _encode_float(b, dtype, x)
+            return code if is_packed(dtype) else b.convert("trunc", code, target)
+        case _:
+            raise CodegenError(f"cannot convert to {dtype} in a kernel", hint="encode on the host with dtype.encode")
+
+
+def _round_bf16(b: Builder, x: Value) -> Value:
+    """Return the top half of an f32, rounded to nearest even by integer addition; NaN stays a (quiet) NaN."""
+    bits = b.convert("bitcast", x, _like(x, "i32"))
+    odd = b.op("and", b.op("lshr", bits, 16), 1)
+    rounded = b.op("lshr", b.op("add", b.op("add", bits, 0x7FFF), odd), 16)
+    nan = b.op("or", b.op("lshr", bits, 16), 0x40)
+    return b.select(b.compare("fcmp uno", x, x), nan, rounded)
+
+
+def _encode_float(b: Builder, dtype: Float, x: Value) -> Value:
+    """Round an f32 to a narrow float: normals by integer addition, subnormals by adding a constant whose ulp is theirs."""
+    y, width = dtype.mantissa_bits, dtype.exponent_bits + dtype.mantissa_bits
+    bits = b.convert("bitcast", x, _like(x, "i32"))
+    sign = b.op("shl", b.op("lshr", bits, 31), width)
+    magnitude = b.convert("bitcast", b.op("and", bits, 0x7FFFFFFF), x.type)
+    limited = magnitude if dtype.has_inf else b.call(x.type, "minnum", magnitude, constant(x.type, dtype.max_value))
+    raw = b.convert("bitcast", limited, bits.type)
+    shift = 23 - y
+    # Without a mantissa bit there is no even significand, and ties go up (IEEE 754-2019, 4.3.1).
+    tie = constant(bits.type, 1) if y == 0 else b.op("and", b.op("lshr", raw, shift), 1)
+    rounded = b.op("add", b.op("add", raw, (1 << (shift - 1)) - 1), tie)
+    normal = b.op("sub", b.op("lshr", rounded, shift), (127 - dtype.bias) << y)
+    ulp = 2.0 ** (1 - dtype.bias - y)
+    magic = constant(x.type, ulp * 2**23)
+    sum_bits = b.convert("bitcast", b.op("fadd", limited, magic), bits.type)
+    subnormal = b.op("sub", sum_bits, b.convert("bitcast", magic, bits.type))
+    if y == 0:
+        subnormal = b.select(b.compare("fcmp oge", limited, ulp / 2), constant(bits.type, 1), 0)
+        subnormal = b.select(b.compare("fcmp oge", limited, 1.5 * ulp), constant(bits.type, 2), subnormal)
+    code = b.select(b.compare("fcmp olt", limited, 2.0 ** (1 - dtype.bias)), subnormal, normal)
+    if dtype.has_inf:
+        infinity = dtype.max_code + 1
+        code = b.select(b.compare("icmp ugt", code, infinity), constant(code.type, infinity), code)
+    if dtype.nan_code is not None:
+        code = b.select(b.compare("fcmp uno", x, x), constant(code.type, dtype.nan_code), code)
+    return b.op("or", sign, code)
+
+
+def cast(b: Builder, src: DataType, dst: DataType, x: Value) -> Value:
+    """Convert a stored element of `src` to a stored element of `dst` with the meaning of the `cast` instruction."""
+    if src == dst:
+        return x
+    value = decode(b, src, x)
+    if dst.is_boolean:
+        return b.compare("fcmp une" if src.is_float else "icmp ne", value, 0)
+    if src.is_boolean:
+        value = b.convert("zext", value, _like(value, "i32"))
+    if dst.is_integer:
+        return encode(b, dst, _to_integer(b, src, dst, value))
+    return encode(b, dst, _to_float(b, src, dst, value))
+
+
+def _to_integer(b: Builder, src: DataType, dst: DataType, value: Value) -> Value:
+    target = _like(value, compute(dst))
+    if src.is_integer or src.is_boolean:
+        if value.type == target:
+            return value
+        narrower = lanes_of(value.type)[1] == "i64"
+        return b.convert("trunc" if narrower else "sext" if src.is_signed else "zext", value, target)
+    lanes, element = lanes_of(value.type)
+    kind = "fptosi" if dst.is_signed or dst.nbits < 32 else "fptoui"
+    suffix = f"v{lanes}" if lanes else ""
+    wide, short = lanes_of(target)[1], {"float": "f32", "double": "f64"}[element]
+    name = f"llvm.{kind}.sat.{suffix}{wide}.{suffix}{short}"
+    whole = b.call(target, name, value, intrinsic=False)
+    if dst.nbits in (32, 64):
+        return whole
+    low = b.call(target, "smax", whole, constant(target, int(dst.min_value)))
+    return b.call(target, "smin", low, constant(target, int(dst.max_value)))
+
+
+def _to_float(b: Builder, src: DataType, dst: DataType, value: Value) -> Value:
+    target = _like(value, compute(dst))
+    if src.is_float or src.is_codebook:
+        if value.type == target:
+            return value
+        if compute(dst) == "double":
+            return b.convert("fpext", value, target)
+        return b.convert("fptrunc", value, target) if dst.nbits == 32 else _to_odd(b, value, target)
+    unsigned = not src.is_signed and src.nbits >= 32
+    opcode = "uitofp" if unsigned else "sitofp"
+    if compute(dst) == "double" or dst.nbits == 32 or src.nbits <= 24:
+        return b.convert(opcode, value, target)
+    return _to_odd(b, b.convert(opcode, value, _like(value, "double")), target)
+
+
+def _to_odd(b: Builder, value: Value, target: str) -> Value:
+    """Round a double to an f32 to odd, so that rounding the result once more rounds the double correctly."""
+    near = b.convert("fptrunc", value, target)
+    back = b.convert("fpext", near, value.type)
+    size, exact = b.call(value.type, "fabs", value), b.call(value.type, "fabs", back)
+    bits = b.convert("bitcast", near, _like(value, "i32"))
+    above = b.convert("zext", b.compare("fcmp ogt", exact, size), bits.type)
+    odd = b.op("or", b.op("sub", bits, above), 1)
+    inexact = b.compare("fcmp one", back, value)
+    return b.convert("bitcast", b.select(inexact, odd, bits), target)

@@ -1,0 +1,383 @@
+"""Tiles in memory: global views, shared tensors, copies between them.
+
+A tile that lies inside its view is read and written in place: as whole vectors where the lanes hold neighbours, by one
+load and a broadcast where they are replicas, lane by lane otherwise. A tile that crosses the border, or whose elements
+have no address (narrow types, swizzled shared tensors), goes through a small dense copy on the stack, made by a loop
+that tests every element. Both ways meet before the vectors are formed, so that code is there once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from tilus.codegen.llvm.builder import Builder, Value, constant, vector
+from tilus.codegen.llvm.context import Context, register
+from tilus.codegen.llvm.expr import index
+from tilus.codegen.llvm.lanes import Table
+from tilus.codegen.llvm.types import is_packed, storage
+from tilus.dtypes import DataType
+from tilus.ir.expr import Const, Expr, Tensor
+from tilus.layouts import SharedLayout, index_table
+
+Stride: TypeAlias = "int | Value"
+Address: TypeAlias = "Callable[[Sequence[Value]], Value]"
+
+
+def memory_type(dtype: DataType) -> str:
+    """Return the LLVM type of an element in memory; booleans take a byte."""
+    return "i8" if dtype.is_boolean else storage(dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A tensor in memory with the corner of a tile.
+
+    Attributes
+    ----------
+    pointer : Value
+    dtype : DataType
+    offset, extents : list of Value
+        Corner of the tile and size of the tensor, i64, for every dimension.
+    strides : list of int or Value, or None
+        Elements between neighbours; None where the address is no linear map.
+    address : callable
+        Element number of an index.
+    dims : tuple of int
+        Dimension that each tile dimension runs along.
+    proved : frozenset of int
+        Dimensions in which the tile is known to lie inside.
+    """
+
+    pointer: Value
+    dtype: DataType
+    offset: Sequence[Value]
+    extents: Sequence[Value]
+    strides: Sequence[Stride] | None
+    address: Address
+    dims: tuple[int, ...]
+    proved: frozenset[int]
+
+    @property
+    def direct(self) -> bool:
+        """Whether elements have addresses that are linear in the index."""
+        return self.strides is not None and not is_packed(self.dtype)
+
+
+def times(b: Builder, a: Value, stride: Stride) -> Value:
+    """Return a * stride."""
+    return a if stride == 1 else b.op("mul", a, stride)
+
+
+def linear(b: Builder, indices: Sequence[Value], strides: Sequence[Stride]) -> Value:
+    """Return the sum of indices times strides, an i64."""
+    total: Value | None = None
+    for i, s in zip(indices, strides, strict=True):
+        term = times(b, i, s)
+        total = term if total is None else b.op("add", total, term)
+    return total if total is not None else constant("i64", 0)
+
+
+def global_place(
+    c: Context, view: Tensor, offset: Sequence[Expr], dims: tuple[int, ...], unmasked: Sequence[int]
+) -> Place:
+    """Return the place of a tile of a global view."""
+    inst = c.views[view]
+    strides: list[Stride] = [int(s.value) if isinstance(s, Const) else index(c, s) for s in inst.strides]
+    extents = [index(c, e) for e in inst.shape]
+    corner = [index(c, o) for o in offset]
+    pointer = c.b.load("ptr", c.scalars[inst.ptr])
+    return Place(
+        pointer, view.type.dtype, corner, extents, strides, lambda i: linear(c.b, i, strides), dims, frozenset(unmasked)
+    )  # fmt: skip
+
+
+def shared_place(c: Context, t: Tensor, offset: Sequence[Expr], dims: tuple[int, ...]) -> Place:
+    """Return the place of a tile of a shared tensor, which lies inside by the rules of the language."""
+    inst, layout = c.shared[t], t.type.layout  # type: ignore[union-attr]
+    assert isinstance(layout, SharedLayout)
+    assert inst.byte_offset is not None
+    pointer = c.b.gep("i8", Value("ptr", "%scratch"), inst.byte_offset)
+    groups = layout.grouped_modes
+    plain = layout.swizzle is None and all(len(g) <= 1 for g in groups)
+    strides = [g[0].stride if g else 0 for g in groups] if plain else None
+    extents = [constant("i64", n) for n in layout.shape]
+    corner = [index(c, o) for o in offset]
+    return Place(
+        pointer, inst.dtype, corner, extents, strides, lambda i: shared_address(c.b, layout, i), dims, frozenset(range(len(groups)))
+    )  # fmt: skip
+
+
+def shared_address(b: Builder, layout: SharedLayout, indices: Sequence[Value]) -> Value:
+    """Return the element offset of an index: digits times strides, then the swizzle's exclusive or."""
+    total = constant("i64", 0)
+    for i, group in zip(indices, layout.grouped_modes, strict=True):
+        rest = i
+        for mode in reversed(group):
+            total = b.op("add", total, b.op("mul", b.op("urem", rest, mode.size), mode.stride))
+            rest = b.op("udiv", rest, mode.size)
+    if layout.swizzle is not None:
+        s = layout.swizzle
+        bits = b.op("and", b.op("lshr", total, s.base + s.shift), (1 << s.bits) - 1)
+        total = b.op("xor", total, b.op("shl", bits, s.base))
+    return total
+
+
+@contextmanager
+def nest(b: Builder, shape: Sequence[int]) -> Iterator[list[Value]]:
+    """Loop over every index of a shape around what is written inside."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(b.loop(constant("i64", n))) for n in shape]
+
+
+def _at(b: Builder, place: Place, tile_index: Sequence[Value]) -> list[Value]:
+    """Return the index into the tensor for an index into the tile."""
+    full = list(place.offset)
+    for d, i in zip(place.dims, tile_index, strict=True):
+        full[d] = b.op("add", full[d], i)
+    return full
+
+
+def _inside(b: Builder, place: Place, low: Sequence[Value], last: Sequence[Value]) -> Value:
+    """Test that indices from `low` to `last` lie inside in every dimension that is not proved."""
+    result = constant("i1", True)
+    for d, extent in enumerate(place.extents):
+        if d not in place.proved:
+            result = b.op("and", result, b.compare("icmp sge", low[d], 0))
+            result = b.op("and", result, b.compare("icmp slt", last[d], extent))
+    return result
+
+
+def load_element(b: Builder, dtype: DataType, pointer: Value, number: Value) -> Value:
+    """Load one element, as it is stored in registers."""
+    if not is_packed(dtype):
+        return from_memory(b, dtype, b.load(memory_type(dtype), b.gep(memory_type(dtype), pointer, number)))
+    first, shift, second, crosses = _bit_address(b, dtype, pointer, number)
+    # The second byte is read only where the code reaches into it: it may lie past the end of the buffer.
+    low = b.convert("zext", b.load("i8", first), "i32")
+    high = b.convert("zext", b.load("i8", b.select(crosses, second, first)), "i32")
+    both = b.op("or", low, b.op("shl", high, 8))
+    return b.op("and", b.op("lshr", both, shift), (1 << dtype.nbits) - 1)
+
+
+def store_element(b: Builder, dtype: DataType, pointer: Value, number: Value, value: Value) -> None:
+    """Store one element. Narrow ones are merged into their bytes atomically: other blocks may write the same bytes."""
+    if not is_packed(dtype):
+        b.store(to_memory(b, dtype, value), b.gep(memory_type(dtype), pointer, number))
+        return
+    first, shift, second, crosses = _bit_address(b, dtype, pointer, number)
+    bits, mask = b.op("shl", value, shift), b.op("shl", constant("i32", (1 << dtype.nbits) - 1), shift)
+    _merge(b, first, bits, mask)
+    with b.when(crosses):
+        _merge(b, second, b.op("lshr", bits, 8), b.op("lshr", mask, 8))
+
+
+def _bit_address(b: Builder, dtype: DataType, pointer: Value, number: Value) -> tuple[Value, Value, Value, Value]:
+    bit = b.op("mul", number, dtype.nbits)
+    first = b.gep("i8", pointer, b.op("lshr", bit, 3))
+    shift = b.convert("trunc", b.op("and", bit, 7), "i32")
+    crosses = b.compare("icmp ugt", b.op("add", shift, dtype.nbits), 8)
+    return first, shift, b.gep("i8", first, 1), crosses
+
+
+def _merge(b: Builder, pointer: Value, bits: Value, mask: Value) -> None:
+    keep = b.convert("trunc", b.op("xor", mask, -1), "i8")
+    b.value("i8", f"atomicrmw and {pointer}, {keep} monotonic")
+    b.value("i8", f"atomicrmw or {pointer}, {b.convert('trunc', bits, 'i8')} monotonic")
+
+
+def from_memory(b: Builder, dtype: DataType, x: Value) -> Value:
+    """Turn what memory holds into what registers hold: booleans from bytes."""
+    return b.compare("icmp ne", x, 0) if dtype.is_boolean else x
+
+
+def to_memory(b: Builder, dtype: DataType, x: Value) -> Value:
+    """Turn what registers hold into what memory holds."""
+    return b.convert("zext", x, x.type.replace("i1", "i8")) if dtype.is_boolean else x
+
+
+def _dense_strides(place: Place, shape: Sequence[int]) -> list[int]:
+    """Return strides of the dense copy; the dimension that is contiguous in memory stays so."""
+    order = sorted(range(len(shape)), key=lambda i: place.strides is not None and place.strides[place.dims[i]] == 1)
+    strides, step = [0] * len(shape), 1
+    for i in reversed(order):
+        strides[i], step = step, step * shape[i]
+    return strides
+
+
+def _copy_in(c: Context, place: Place, shape: Sequence[int], copy: Value, strides: Sequence[int], other: Value) -> None:
+    b, dtype = c.b, place.dtype
+    element = memory_type(dtype)
+    with nest(b, shape) as i:
+        at = _at(b, place, i)
+        slot = b.gep(element, copy, linear(b, i, strides))
+        b.store(to_memory(b, dtype, other), slot)
+        with b.when(_inside(b, place, at, at)):
+            b.store(to_memory(b, dtype, load_element(b, dtype, place.pointer, place.address(at))), slot)
+
+
+def _copy_out(c: Context, place: Place, shape: Sequence[int], copy: Value, strides: Sequence[int]) -> None:
+    b, dtype = c.b, place.dtype
+    with nest(b, shape) as i:
+        at = _at(b, place, i)
+        with b.when(_inside(b, place, at, at)):
+            value = from_memory(
+                b, dtype, b.load(memory_type(dtype), b.gep(memory_type(dtype), copy, linear(b, i, strides)))
+            )
+            store_element(b, dtype, place.pointer, place.address(at), value)
+
+
+def _meeting(
+    c: Context, place: Place, shape: Sequence[int], before: Callable[[Value, Sequence[int]], None]
+) -> tuple[Value, list[Stride], Value, Value, list[int]]:
+    """Choose between the tile in place and its dense copy: (pointer, strides, whether in place, copy, its strides).
+
+    `before(copy, strides)` fills the copy where it is used for reading.
+    """
+    b, element = c.b, memory_type(place.dtype)
+    dense = _dense_strides(place, shape)
+    size = 1
+    for n in shape:
+        size *= n
+    last = [
+        b.op("add", o, shape[place.dims.index(d)] - 1) if d in place.dims else o for d, o in enumerate(place.offset)
+    ]
+    whole = _inside(b, place, place.offset, last) if place.direct else constant("i1", False)
+    copy = b.alloca(f"[{size} x {element}]", "dense", 64)
+    if whole.name == "false":
+        before(copy, dense)
+        return copy, list(dense), whole, copy, dense
+    assert place.strides is not None
+    origin = b.gep(element, place.pointer, place.address(place.offset))
+    own = [place.strides[d] for d in place.dims]
+    if whole.name == "true":
+        return origin, own, whole, copy, dense
+    name = b.fresh("tile")
+    slot = b.alloca("ptr", "origin")
+    slots = [b.alloca("i64", "stride") for _ in own]
+    b.store(origin, slot)
+    for s, stride in zip(slots, own, strict=True):
+        b.store(stride if isinstance(stride, Value) else constant("i64", stride), s)
+    b.branch_if(whole, f"{name}.ready", f"{name}.edge")
+    b.label(f"{name}.edge")
+    before(copy, dense)
+    b.store(copy, slot)
+    for s, step in zip(slots, dense, strict=True):
+        b.store(constant("i64", step), s)
+    b.branch(f"{name}.ready")
+    b.label(f"{name}.ready")
+    merged = [1 if stride == 1 == step else b.load("i64", s) for stride, step, s in zip(own, dense, slots, strict=True)]
+    return b.load("ptr", slot), merged, whole, copy, dense
+
+
+def read_tile(c: Context, place: Place, out: Tensor, shape: Sequence[int], other: Value) -> None:
+    """Load a tile into a register tensor; elements outside are `other`."""
+    _, layout = register(out)
+
+    def fill(copy: Value, strides: Sequence[int]) -> None:
+        _copy_in(c, place, shape, copy, strides, other)
+
+    pointer, strides, *_ = _meeting(c, place, shape, fill)
+    elements = gather(c.b, memory_type(place.dtype), pointer, strides, index_table(layout))
+    c.write(out, [from_memory(c.b, place.dtype, e) for e in elements])
+
+
+def write_tile(c: Context, place: Place, tile: Tensor) -> None:
+    """Store a register tensor; elements outside are dropped."""
+    kind, layout = register(tile)
+    elements = [to_memory(c.b, place.dtype, e) for e in c.read(tile)]
+    pointer, strides, whole, copy, dense = _meeting(c, place, kind.shape, lambda *_: None)
+    scatter(c.b, memory_type(place.dtype), pointer, strides, index_table(layout), elements)
+    if whole.name != "true":
+        with c.b.when(c.b.op("xor", whole, True)):
+            _copy_out(c, place, kind.shape, copy, dense)
+
+
+def tile_loop(c: Context, place: Place, tile: Tensor, visit: Callable[[Value, Value], None]) -> None:
+    """Call `visit(element number, stored element)` in a loop over the elements of a tile that lie inside."""
+    kind, layout = register(tile)
+    b, element, dense = c.b, memory_type(place.dtype), _dense_strides(place, kind.shape)
+    copy = b.alloca(f"[{kind.numel} x {element}]", "dense", 64)
+    scatter(b, element, copy, list(dense), index_table(layout), [to_memory(b, kind.dtype, e) for e in c.read(tile)])
+    with nest(b, kind.shape) as i:
+        at = _at(b, place, i)
+        with b.when(_inside(b, place, at, at)):
+            visit(place.address(at), b.load(element, b.gep(element, copy, linear(b, i, dense))))
+
+
+def copy_tile(c: Context, source: Place, target: Place, shape: Sequence[int]) -> None:
+    """Copy a tile from memory to memory; elements outside the source are zero."""
+    b, dtype = c.b, source.dtype
+    with nest(b, shape) as i:
+        at, to = _at(b, source, i), _at(b, target, i)
+        value = b.alloca(storage(dtype), "element")
+        b.store(constant(storage(dtype), 0), value)
+        with b.when(_inside(b, source, at, at)):
+            b.store(load_element(b, dtype, source.pointer, source.address(at)), value)
+        store_element(b, dtype, target.pointer, target.address(to), b.load(storage(dtype), value))
+
+
+class _Addresses:
+    """Element addresses by constant index: the part along non-unit strides is computed once per combination."""
+
+    def __init__(self, b: Builder, element: str, pointer: Value, strides: Sequence[Stride]) -> None:
+        self.b, self.element, self.pointer, self.strides = b, element, pointer, strides
+        self.rows: dict[tuple[int, ...], Value] = {}
+
+    def __call__(self, at: Sequence[int]) -> Value:
+        fixed = sum(i * s for i, s in zip(at, self.strides, strict=True) if isinstance(s, int))
+        key = tuple(0 if isinstance(s, int) else int(i) for i, s in zip(at, self.strides, strict=True))
+        if key not in self.rows:
+            moving = [(i, s) for i, s in zip(key, self.strides, strict=True) if i]
+            total = linear(self.b, [constant("i64", i) for i, _ in moving], [s for _, s in moving])
+            self.rows[key] = self.b.gep(self.element, self.pointer, total) if moving else self.pointer
+        return self.b.gep(self.element, self.rows[key], int(fixed)) if fixed else self.rows[key]
+
+
+def _pattern(at: Table, strides: Sequence[Stride]) -> str:
+    """Tell how the lanes of one vector lie: `one` address, a `row` of neighbours, or `apart`."""
+    steps = at - at[0]
+    if not steps.any():
+        return "one"
+    moving = [d for d in range(at.shape[1]) if steps[:, d].any()]
+    unit = len(moving) == 1 and strides[moving[0]] == 1
+    return "row" if unit and (steps[:, moving[0]] == range(len(at))).all() else "apart"
+
+
+def gather(b: Builder, element: str, pointer: Value, strides: Sequence[Stride], table: Table) -> list[Value]:
+    """Load one vector for every local: `table[lane, local]` is the index."""
+    address = _Addresses(b, element, pointer, strides)
+    out = []
+    for i in range(table.shape[1]):
+        at = table[:, i]
+        match _pattern(at, strides):
+            case "one":
+                out.append(b.splat(b.load(element, address(at[0]))))
+            case "row":
+                out.append(b.load(vector(len(at), element), address(at[0]), align=1))
+            case _:
+                value = Value(vector(len(at), element), "poison")
+                for lane, where in enumerate(at):
+                    value = b.insert(value, b.load(element, address(where)), lane)
+                out.append(value)
+    return out
+
+
+def scatter(
+    b: Builder, element: str, pointer: Value, strides: Sequence[Stride], table: Table, elements: Sequence[Value]
+) -> None:
+    """Store one vector for every local; replicas are stored once."""
+    address = _Addresses(b, element, pointer, strides)
+    for i, value in enumerate(elements):
+        at = table[:, i]
+        match _pattern(at, strides):
+            case "one":
+                b.store(b.extract(value, 0), address(at[0]))
+            case "row":
+                b.store(value, address(at[0]), align=1)
+            case _:
+                first = {tuple(where): lane for lane, where in reversed(list(enumerate(at.tolist())))}
+                for where, lane in first.items():
+                    b.store(b.extract(value, lane), address(where))
