@@ -1,0 +1,166 @@
+"""Compiled kernels on disk: folders of files, named by everything that what they hold depends on.
+
+An entry appears whole or not at all: it is written beside its place and renamed. Every file has a checksum, so that an
+entry cut short by a full disk or a power loss counts as absent and is built again. Any number of processes and threads
+may use one cache; at worst two of them build the same entry. Where the folder cannot be written, everything works
+without a cache, and a warning says so once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from tilus.runtime.knobs import knobs
+
+PACKAGE = Path(__file__).parent.parent
+_MANIFEST = "manifest.json"
+_PENDING = "pending-"  # folders that are being written, or removed
+_ATTEMPTS = 3
+_warned: set[Path] = set()
+
+
+def cache_key(**parts: str) -> str:
+    """Return the key of what depends on some named texts: 64 hexadecimal digits.
+
+    Parts are the program's text, the target, options, versions, `fingerprint()`. No two different sets of named texts
+    share a key: names and texts are framed by their lengths.
+    """
+    digest = hashlib.sha256()
+    for name, text in sorted(parts.items()):
+        _frame(digest, name.encode(), text.encode())
+    return digest.hexdigest()
+
+
+def fingerprint() -> str:
+    """Return a digest of the compiler's own source: the name and contents of every Python file of the package.
+
+    Read once per process, which runs the source it has loaded.
+    """
+    return _fingerprint(PACKAGE)
+
+
+@lru_cache(maxsize=8)
+def _fingerprint(root: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        _frame(digest, path.relative_to(root).as_posix().encode(), path.read_bytes())
+    return digest.hexdigest()
+
+
+def _frame(digest: hashlib._Hash, *texts: bytes) -> None:
+    for text in texts:
+        digest.update(len(text).to_bytes(8, "little"))
+        digest.update(text)
+
+
+def get(key: str, names: Sequence[str]) -> dict[str, bytes] | None:
+    """Return the named files of an entry; None if there is no such entry, or if any of it is damaged or missing.
+
+    What is damaged stays until `put` replaces it. With the knob `always_compile` there are no entries.
+    """
+    if knobs.always_compile:
+        return None
+    entry = _entry(key)
+    try:
+        sums: dict[str, str] = json.loads((entry / _MANIFEST).read_bytes())
+        files = {name: (entry / name).read_bytes() for name in names}
+        whole = all(_checksum(data) == sums.get(name) for name, data in files.items())
+    except (OSError, ValueError, AttributeError):
+        return None
+    return files if whole else None
+
+
+def put(key: str, files: Mapping[str, bytes]) -> None:
+    """Keep files as the entry `key`, in place of what was there."""
+    entry = _entry(key)
+    try:
+        entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        pending = Path(tempfile.mkdtemp(prefix=_PENDING, dir=entry.parent))
+    except OSError as error:
+        _warn(error)
+        return
+    try:
+        for name, data in files.items():
+            (pending / name).write_bytes(data)
+        sums = {name: _checksum(data) for name, data in files.items()}
+        (pending / _MANIFEST).write_text(json.dumps(sums))
+        _publish(pending, entry)
+    except OSError as error:
+        _warn(error)
+    finally:
+        shutil.rmtree(pending, ignore_errors=True)
+
+
+def _publish(pending: Path, entry: Path) -> None:
+    """Rename a finished folder to its place; whoever else does so at the same time has built the same."""
+    for _ in range(_ATTEMPTS):
+        try:
+            os.replace(pending, entry)
+            return
+        except OSError:
+            if not entry.exists():
+                raise
+            _discard(entry)
+
+
+def clear() -> None:
+    """Remove all entries."""
+    for entry in _entries():
+        _discard(entry)
+    for pending in knobs.cache_dir.glob(f"??/{_PENDING}*"):
+        shutil.rmtree(pending, ignore_errors=True)
+
+
+def size() -> int:
+    """Return how many bytes the files of all entries have."""
+    return sum(_size(path) for entry in _entries() for path in entry.iterdir())
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # removed meanwhile
+        return 0
+
+
+def _entry(key: str) -> Path:
+    return knobs.cache_dir / key[:2] / key
+
+
+def _entries() -> Iterator[Path]:
+    return (path for path in knobs.cache_dir.glob("??/*") if not path.name.startswith(_PENDING) and path.is_dir())
+
+
+def _checksum(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _discard(entry: Path) -> None:
+    """Remove an entry so that nobody sees it in part: rename it, then delete it."""
+    try:
+        trash = Path(tempfile.mkdtemp(prefix=_PENDING, dir=entry.parent))
+        os.replace(entry, trash / entry.name)
+        shutil.rmtree(trash, ignore_errors=True)
+    except OSError as error:
+        if entry.exists():
+            _warn(error)
+
+
+def _warn(error: OSError) -> None:
+    folder = knobs.cache_dir
+    if folder not in _warned:
+        _warned.add(folder)
+        warnings.warn(
+            f"compiled kernels are not kept: {folder} cannot be written ({error.strerror or error}); "
+            "set TILUS_CACHE_DIR to a folder that can",
+            RuntimeWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,188 @@
+"""The settings a user may turn: environment variables, read when asked for, and overrides that end with a block.
+
+    with tilus.knobs.scope(target="vm"):
+        kernel(x, y)            # runs on the reference machine
+
+=========================  ====================  =========================================================
+variable                   knob                  meaning
+=========================  ====================  =========================================================
+`TILUS_TARGET`             `target`              target of every call: `vm`, `cpu`, `sm_80`, ...
+`TILUS_CACHE_DIR`          `cache_dir`           folder of compiled kernels, `~/.cache/tilus` by default
+`TILUS_ALWAYS_COMPILE`     `always_compile`      compile even what the cache has
+`TILUS_DUMP_DIR`           `dump_dir`            write every stage of every compilation into this folder
+`TILUS_PRINT_AUTOTUNING`   `print_autotuning`    print what the tuner tries and picks
+=========================  ====================  =========================================================
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from tilus.errors import TilusError
+from tilus.ir.target import TARGETS
+
+T = TypeVar("T")
+
+_OVERRIDES: ContextVar[Mapping[str, Any] | None] = ContextVar("tilus_knobs", default=None)
+_BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+
+
+class KnobError(TilusError, ValueError):
+    """A knob was given a value that it does not take, or does not exist."""
+
+
+@dataclass(frozen=True, slots=True)
+class Knob(Generic[T]):
+    """One setting.
+
+    Attributes
+    ----------
+    variable : str
+        Environment variable; an empty one counts as unset.
+    check : callable
+        Turns text or a value given in Python into the setting's type, or raises `ValueError` with what is expected.
+    default : callable
+        Value where nothing is set.
+    """
+
+    variable: str
+    check: Callable[[Any], T]
+    default: Callable[[], T]
+
+
+def _target(value: Any) -> str | None:
+    if value is None or value in TARGETS:
+        return value  # type: ignore[no-any-return]
+    raise ValueError(f"one of {', '.join(TARGETS)}")
+
+
+def _boolean(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in _BOOLEANS:
+        return _BOOLEANS[value.lower()]
+    raise ValueError("1 or 0")
+
+
+def _folder(value: Any) -> Path:
+    if not isinstance(value, (str, os.PathLike)):
+        raise ValueError("the path of a folder")
+    path = Path(value).expanduser()
+    if path.exists() and not path.is_dir():
+        raise ValueError("the path of a folder, not of a file")
+    return path
+
+
+def _optional_folder(value: Any) -> Path | None:
+    return None if value is None else _folder(value)
+
+
+def user_cache_folder() -> Path:
+    """Return where this platform keeps what programs may lose and make again."""
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "tilus"
+
+
+_TARGET: Knob[str | None] = Knob("TILUS_TARGET", _target, lambda: None)
+_CACHE_DIR: Knob[Path] = Knob("TILUS_CACHE_DIR", _folder, user_cache_folder)
+_ALWAYS_COMPILE: Knob[bool] = Knob("TILUS_ALWAYS_COMPILE", _boolean, lambda: False)
+_DUMP_DIR: Knob[Path | None] = Knob("TILUS_DUMP_DIR", _optional_folder, lambda: None)
+_PRINT_AUTOTUNING: Knob[bool] = Knob("TILUS_PRINT_AUTOTUNING", _boolean, lambda: False)
+
+KNOBS: dict[str, Knob[Any]] = {
+    "target": _TARGET,
+    "cache_dir": _CACHE_DIR,
+    "always_compile": _ALWAYS_COMPILE,
+    "dump_dir": _DUMP_DIR,
+    "print_autotuning": _PRINT_AUTOTUNING,
+}
+
+
+def _read(name: str, knob: Knob[T]) -> T:
+    overrides = _OVERRIDES.get() or {}
+    if name in overrides:
+        value: T = overrides[name]
+        return value
+    text = os.environ.get(knob.variable, "")
+    return _checked(knob.variable, knob, text) if text else knob.default()
+
+
+def _checked(name: str, knob: Knob[T], value: Any) -> T:
+    try:
+        return knob.check(value)
+    except ValueError as error:
+        raise KnobError(f"{name} must be {error}, got {value!r}") from None
+
+
+class Knobs:
+    """All settings. Attributes read the innermost scope, then the environment, then the default."""
+
+    __slots__ = ()
+
+    @property
+    def target(self) -> str | None:
+        """Target of every call, None where the arguments decide."""
+        return _read("target", _TARGET)
+
+    @property
+    def cache_dir(self) -> Path:
+        """Folder of compiled kernels."""
+        return _read("cache_dir", _CACHE_DIR)
+
+    @property
+    def always_compile(self) -> bool:
+        """Whether to compile even what the cache has."""
+        return _read("always_compile", _ALWAYS_COMPILE)
+
+    @property
+    def dump_dir(self) -> Path | None:
+        """Folder that gets every stage of every compilation."""
+        return _read("dump_dir", _DUMP_DIR)
+
+    @property
+    def print_autotuning(self) -> bool:
+        """Whether the tuner says what it tries."""
+        return _read("print_autotuning", _PRINT_AUTOTUNING)
+
+    @contextmanager
+    def scope(self, **overrides: Any) -> Iterator[None]:
+        """Override knobs within a `with` block, in this thread (or asynchronous task) only.
+
+        Raises
+        ------
+        KnobError
+            If there is no such knob, or if it does not take the value; then nothing is overridden.
+        """
+        unknown = sorted(overrides.keys() - KNOBS.keys())
+        if unknown:
+            raise KnobError(f"there is no knob {', '.join(unknown)}", hint=f"there are {', '.join(KNOBS)}")
+        checked = {name: _checked(f"knob {name}", KNOBS[name], value) for name, value in overrides.items()}
+        token = _OVERRIDES.set({**(_OVERRIDES.get() or {}), **checked})
+        try:
+            yield
+        finally:
+            _OVERRIDES.reset(token)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise KnobError(
+            f"knob {name} cannot be assigned",
+            hint=f"use `with tilus.knobs.scope({name}=...)`, or set the environment variable",
+        )
+
+    def __repr__(self) -> str:
+        return f"Knobs({', '.join(f'{name}={getattr(self, name)!r}' for name in KNOBS)})"
+
+
+knobs = Knobs()
