@@ -1,0 +1,212 @@
+"""Requires a verified program; ensures that every register tensor has a layout and every instruction can run with it.
+
+Layouts that the author gave stay. The others are found in rank order, each followed by all that follows from it:
+
+1. matrix products, in program order: the cheapest spread of warps over the result, given what is known by then;
+2. accesses to memory, the one that moves most first: wide and coalesced;
+3. what is left, such as constants: threads along the last dimension.
+
+A tensor has one layout, however often it is redefined. Where an instruction needs another, a `convert_layout` is put
+in, so no program is refused.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import replace
+from math import prod
+
+from tilus.errors import LayoutInferenceError
+from tilus.ir.expr import Tensor
+from tilus.ir.instructions import (
+    AtomicAdd,
+    Cast,
+    Copy,
+    Dot,
+    Elementwise,
+    Instruction,
+    LoadGlobal,
+    LoadShared,
+    Reduce,
+    StoreGlobal,
+    StoreShared,
+    View,
+)
+from tilus.ir.node import Node, children
+from tilus.ir.program import Program
+from tilus.ir.stmt import For, InstStmt, While
+from tilus.ir.target import Target
+from tilus.layouts import RegisterLayout
+from tilus.passes.access import contiguous_dim, global_access, views_of, whole_bytes, widest
+from tilus.passes.analyze import analyze
+from tilus.passes.insert_conversions import insert_conversions
+from tilus.passes.layout_rules import Machine, best_dot, spread
+from tilus.passes.memory_layouts import coalesced, rows_to_warps, vector_width
+from tilus.passes.tensors import inst_stmts, register_operands, register_tensors, register_type, with_layouts
+
+
+def infer_layouts(program: Program, target: Target) -> Program:
+    """Give every register tensor a layout, inserting conversions where instructions disagree.
+
+    Raises
+    ------
+    LayoutInferenceError
+        If a layout that the author gave does not fit the target's threads, or a `view` reads a tensor without one.
+    """
+    machine = Machine(target, target.num_threads(program.num_warps))
+    solver = _Solver(program, machine)
+    layouts = solver.solve()
+    if program.num_threads != machine.num_threads:
+        program = replace(program, num_threads=machine.num_threads)
+    return insert_conversions(with_layouts(program, layouts), machine)
+
+
+class _Solver:
+    """Layouts found so far, and what follows from them."""
+
+    def __init__(self, program: Program, machine: Machine) -> None:
+        self.program = program
+        self.machine = machine
+        self.tensors = register_tensors(program)
+        self.known: dict[Tensor, RegisterLayout] = {}
+        self.users: dict[Tensor, list[InstStmt]] = {}
+        for stmt in inst_stmts(program):
+            for tensor in dict.fromkeys([*register_operands(stmt.inst), stmt.out]):
+                if isinstance(tensor, Tensor):
+                    self.users.setdefault(tensor, []).append(stmt)
+
+    def solve(self) -> dict[Tensor, RegisterLayout]:
+        for tensor in self.tensors:
+            layout = register_type(tensor).layout
+            if layout is not None:
+                self.check_fixed(tensor, layout)
+                self.known[tensor] = layout
+        self.follow(list(self.known))
+        for stmt in inst_stmts(self.program):
+            self.check_view(stmt)
+        for stmt in inst_stmts(self.program):
+            self.solve_dot(stmt)
+        for tensor, layout in self.memory_layouts():
+            self.enter(tensor, layout)
+        for tensor in self.tensors:
+            self.enter(tensor, coalesced(register_type(tensor).shape, None, 1, self.machine.num_threads))
+        return self.known
+
+    def enter(self, tensor: Tensor, layout: RegisterLayout) -> None:
+        """Give a tensor a layout unless it has one, and follow what it leads to."""
+        if tensor not in self.known:
+            self.known[tensor] = layout
+            self.follow([tensor])
+
+    def follow(self, start: list[Tensor]) -> None:
+        queue = deque(start)
+        while queue:
+            for stmt in self.users.get(queue.popleft(), ()):
+                for tensor, layout in list(spread(stmt.inst, stmt.out, self.known)):
+                    if tensor not in self.known:
+                        self.known[tensor] = layout
+                        queue.append(tensor)
+
+    def check_fixed(self, tensor: Tensor, layout: RegisterLayout) -> None:
+        threads, target = self.machine.num_threads, self.machine.target
+        if layout.num_threads != threads:
+            raise LayoutInferenceError(
+                f"the layout of {tensor.name!r} spreads over {layout.num_threads} threads, but a block of "
+                f"{self.program.num_warps} warps has {threads} on {target.name}",
+                loc=tensor.loc,
+                hint="make the layout depend on the target, or launch with another number of warps",
+            )
+
+    def check_view(self, stmt: InstStmt) -> None:
+        """What a view means depends on its operand's layout, so that must not be a matter of choice."""
+        if not isinstance(stmt.inst, View):
+            return
+        x, inst = stmt.inst.x, stmt.inst
+        layout = self.known.get(x)
+        if layout is None:
+            raise LayoutInferenceError(
+                f"view reads the registers of {x.name!r}, whose layout is not given",
+                loc=stmt.loc or inst.loc,
+                hint=f"give {x.name!r} a layout where it is made: load_global(..., layout=...)",
+            )
+        have, want = layout.local_size * register_type(x).dtype.nbits, inst.layout.local_size * inst.dtype.nbits
+        if have != want:
+            raise LayoutInferenceError(
+                f"view must keep the bits of every thread: {x.name!r} has {have} in each, the result has {want}",
+                loc=stmt.loc or inst.loc,
+            )
+
+    def solve_dot(self, stmt: InstStmt) -> None:
+        inst, out = stmt.inst, stmt.out
+        if isinstance(inst, Dot) and isinstance(out, Tensor):
+            best = best_dot(inst, out, self.known, self.machine)
+            for tensor, layout in ((out, best.c), (inst.c, best.c), (inst.a, best.a), (inst.b, best.b)):
+                self.enter(tensor, layout)
+
+    # --- memory -----------------------------------------------------------------------------------------------------
+
+    def memory_layouts(self) -> Iterator[tuple[Tensor, RegisterLayout]]:
+        """Yield tiles that an access moves, and the layout that suits it; the one that moves most bits first."""
+        analysis, views = analyze(self.program), views_of(self.program)
+        moved = []
+        for order, (stmt, depth) in enumerate(_with_depth(self.program, 0)):
+            tile = _moved_tile(stmt)
+            if tile is not None and tile not in self.known:
+                kind = register_type(tile)
+                is_global = not isinstance(stmt.inst, LoadShared | StoreShared)
+                moved.append((-is_global, -kind.numel * kind.dtype.nbits * 4**depth, order, tile, stmt.inst))
+        for *_, tile, inst in sorted(moved, key=lambda entry: entry[:3]):
+            kind = register_type(tile)
+            limit = vector_width(kind.dtype.nbits, self.machine.target)
+            access = global_access(inst, views)
+            if access is not None:
+                dim = contiguous_dim(access, analysis)
+                width, _ = widest(access, dim, limit, analysis)
+            else:
+                dim, width = len(kind.shape) - 1, whole_bytes(limit, kind.dtype.nbits)
+            yield tile, self.tile_layout(tile, dim, width)
+
+    def tile_layout(self, tile: Tensor, dim: int | None, width: int) -> RegisterLayout:
+        shape, threads = register_type(tile).shape, self.machine.num_threads
+        if dim is not None and dim in self.reduced_dims(tile):
+            by_rows = rows_to_warps(shape, dim, width, threads, self.machine.target.lanes)
+            if by_rows is not None:
+                return by_rows
+        return coalesced(shape, dim, width, threads)
+
+    def reduced_dims(self, tile: Tensor) -> set[int]:
+        """Return the dimensions along which a tile, or what is computed from it element by element, is reduced."""
+        shape, seen, queue, dims = register_type(tile).shape, {tile}, deque([tile]), set()
+        while queue:
+            for stmt in self.users.get(queue.popleft(), ()):
+                if isinstance(stmt.inst, Reduce) and stmt.inst.x in seen:
+                    dims.add(stmt.inst.dim)
+                out = stmt.out
+                if not isinstance(stmt.inst, Elementwise | Cast | Copy) or not isinstance(out, Tensor) or out in seen:
+                    continue
+                if register_type(out).shape == shape:
+                    seen.add(out)
+                    queue.append(out)
+        return dims
+
+
+def _moved_tile(stmt: InstStmt) -> Tensor | None:
+    """Return the register tile that a memory instruction reads or writes."""
+    inst: Instruction = stmt.inst
+    match inst:
+        case LoadGlobal() | LoadShared() if isinstance(stmt.out, Tensor):
+            return stmt.out
+        case StoreGlobal(tile=tile) | StoreShared(tile=tile) | AtomicAdd(tile=tile) if prod(register_type(tile).shape):
+            return tile
+        case _:
+            return None
+
+
+def _with_depth(node: Node, depth: int) -> Iterator[tuple[InstStmt, int]]:
+    """Yield instruction statements in program order with the number of loops around them."""
+    for child in children(node):
+        if isinstance(child, InstStmt):
+            yield child, depth
+        else:
+            yield from _with_depth(child, depth + isinstance(child, For | While))
