@@ -157,6 +157,17 @@ def test_reshape_keeps_row_major_order_or_is_impossible(layout: SharedLayout, da
     assert (offset_table(reshaped) == offset_table(layout).reshape(shape)).all()
 
 
+@given(st.lists(st.sampled_from([1, 2, 3, 4]), min_size=1, max_size=3), st.booleans(), st.permutations([2, 3, 4]))
+def test_a_dense_tile_takes_every_shape(shape: list[int], swizzled: bool, other: list[int]) -> None:
+    """Dimensions that lie one inside the other in memory merge before they split."""
+    outer = [*shape, prod(other)]
+    layout = row_major(*outer)
+    layout = layout.swizzled(0, 1, 2) if swizzled else layout
+    flat = layout.reshape(prod(outer))
+    assert (offset_table(flat) == offset_table(layout).ravel()).all()
+    assert flat.reshape(*other, prod(shape)).reshape(*outer) == layout
+
+
 def is_a_sum_of_modes(table: np.ndarray) -> bool:
     """Brute force: the table is a sum over dimensions, and along each one some prime modes with strides explain it."""
     lines = [table[tuple(slice(None) if e == d else 0 for e in range(table.ndim))] for d in range(table.ndim)]
