@@ -114,12 +114,12 @@ def _round_bf16(b: Builder, x: Value) -> Value:
 
 
 def _encode_float(b: Builder, dtype: Float, x: Value) -> Value:
-    """Round an f32 to a narrow float: normals by integer addition, subnormals by adding a constant whose ulp is theirs."""
+    """Round an f32 to a narrow float: normals by integer addition, subnormals by adding a constant of their ulp."""
     y, width = dtype.mantissa_bits, dtype.exponent_bits + dtype.mantissa_bits
     bits = b.convert("bitcast", x, _like(x, "i32"))
     sign = b.op("shl", b.op("lshr", bits, 31), width)
     magnitude = b.convert("bitcast", b.op("and", bits, 0x7FFFFFFF), x.type)
-    limited = magnitude if dtype.has_inf else b.call(x.type, "minnum", magnitude, constant(x.type, dtype.max_value))
+    limited = b.call(x.type, "minnum", magnitude, constant(x.type, dtype.max_value)) if dtype.saturates else magnitude
     raw = b.convert("bitcast", limited, bits.type)
     shift = 23 - y
     # Without a mantissa bit there is no even significand, and ties go up (IEEE 754-2019, 4.3.1).
@@ -131,10 +131,9 @@ def _encode_float(b: Builder, dtype: Float, x: Value) -> Value:
     sum_bits = b.convert("bitcast", b.op("fadd", limited, magic), bits.type)
     subnormal = b.op("sub", sum_bits, b.convert("bitcast", magic, bits.type))
     if y == 0:
-        subnormal = b.select(b.compare("fcmp oge", limited, ulp / 2), constant(bits.type, 1), 0)
-        subnormal = b.select(b.compare("fcmp oge", limited, 1.5 * ulp), constant(bits.type, 2), subnormal)
+        subnormal = b.select(b.compare("fcmp ogt", limited, ulp / 2), constant(bits.type, 1), 0)
     code = b.select(b.compare("fcmp olt", limited, 2.0 ** (1 - dtype.bias)), subnormal, normal)
-    if dtype.has_inf:
+    if not dtype.saturates:
         infinity = dtype.max_code + 1
         code = b.select(b.compare("icmp ugt", code, infinity), constant(code.type, infinity), code)
     if dtype.nan_code is not None:
