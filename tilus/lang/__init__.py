@@ -18,6 +18,7 @@ from tilus.lang.memory import (
     sync,
     wait_group,
 )
+from tilus.lang.tiles import abs_ as abs
 from tilus.lang.tiles import (
     annotate,
     arange,
@@ -47,7 +48,6 @@ from tilus.lang.tiles import (
     where,
     zeros,
 )
-from tilus.lang.tiles import abs_ as abs
 from tilus.lang.tiles import max_ as max
 from tilus.lang.tiles import min_ as min
 from tilus.lang.tiles import round_ as round

@@ -9,7 +9,7 @@ from tilus.dtypes import DataType
 from tilus.errors import DTypeError, TilusError
 from tilus.ir.expr import Expr
 from tilus.lang.arithmetic import expression
-from tilus.lang.values import NUMBER, Pointer, Scalar, SharedTile, Tile, Value, View, describe, is_runtime
+from tilus.lang.values import Pointer, Scalar, SharedTile, Tile, Value, View, describe, is_runtime
 from tilus.layouts import RegisterLayout
 
 
@@ -122,8 +122,8 @@ def integers(value: Value, parameter: str) -> tuple[Expr, ...]:
     """Return the expressions of run-time or compile-time integers, alone or in a tuple."""
     items = a_sequence(value)
     for item in items:
-        numeric = isinstance(item, NUMBER) or isinstance(item, Scalar)
-        if not numeric or not (item.dtype.is_integer if isinstance(item, Scalar) else isinstance(item, int)):
+        whole = item.dtype.is_integer if isinstance(item, Scalar) else isinstance(item, int)
+        if not whole:
             raise expected(parameter, "integers", item)
     return tuple(expression(item) for item in items)
 

@@ -63,7 +63,10 @@ def literal(value: Number, dtype: DataType) -> Const:
 
 
 def expression(value: Value, dtype: DataType | None = None) -> Expr:
-    """Return the IR expression of a scalar or number; without a dtype numbers become bool, i32 (i64 if need be) or f32."""
+    """Return the IR expression of a scalar or number.
+
+    Without a dtype a number becomes a bool, an i32 (an i64 if it does not fit) or an f32.
+    """
     if isinstance(value, Scalar):
         return value.expr
     if dtype is None:

@@ -12,9 +12,9 @@ from tilus.ir.expr import EXPR_CLASSES, Const, Expr, Tensor, Var, dtype_of
 from tilus.ir.instructions import Copy, Dot, Elementwise, Instruction, result_type
 from tilus.ir.node import children, walk
 from tilus.ir.stmt import Assign, InstStmt, Let, Stmt
-from tilus.ir.types import RegisterType, ScalarType
+from tilus.ir.types import ScalarType
 from tilus.lang.values import Scalar, Tile, Value
-from tilus.layouts import RegisterLayout
+from tilus.layouts import RegisterLayout, SharedLayout
 
 N = TypeVar("N", Var, Tensor)
 
@@ -76,11 +76,11 @@ class Builder:
         result_type(inst)
         self.append(InstStmt(None, inst, loc=self.loc))
 
-    def tensor(self, inst: Instruction, name: str = "t", layout: RegisterLayout | None = None) -> Tensor:
+    def tensor(self, inst: Instruction, name: str = "t", layout: RegisterLayout | SharedLayout | None = None) -> Tensor:
         """Append an instruction and return its result; `layout` fixes the layout of the result."""
         kind = result_type(inst)
-        if isinstance(kind, RegisterType) and layout is not None:
-            kind = replace(kind, layout=layout)
+        if layout is not None:
+            kind = replace(kind, layout=layout)  # type: ignore[type-var]
         out = Tensor(name, kind, loc=self.loc)  # type: ignore[arg-type]
         self.append(InstStmt(out, inst, loc=self.loc))
         self.fresh.add(out)

@@ -10,7 +10,7 @@ from tilus.ir.expr import BlockId, Expr, Var
 from tilus.ir.instructions import Assert, Print
 from tilus.ir.node import rewrite, walk
 from tilus.ir.stmt import Let, Stmt
-from tilus.lang.arguments import ArgumentError, a_sequence, an_int, expected, integers
+from tilus.lang.arguments import ArgumentError, an_int, expected, integers
 from tilus.lang.arithmetic import convert, expression
 from tilus.lang.builder import Builder, Launch
 from tilus.lang.primitives import function
@@ -100,7 +100,8 @@ def static_range(b: Builder, start: Value, stop: Value = None, step: Value = 1) 
 
 def print_(b: Builder, values: tuple[Value, ...]) -> None:
     """Append a `print` of values separated by spaces."""
-    pieces, args = [], []
+    pieces: list[str] = []
+    args: list[Scalar | Tile] = []
     for value in values:
         if isinstance(value, Text):
             pieces.append(value.format)
@@ -121,7 +122,7 @@ def escape(text: str) -> str:
     return text.replace("{", "{{").replace("}", "}}")
 
 
-def assert_(b: Builder, cond: Expr, message: str) -> None:
+def assertion(b: Builder, cond: Expr, message: str) -> None:
     """Append an assertion."""
     b.run(Assert(cond, message, loc=b.loc))
 

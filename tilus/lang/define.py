@@ -35,7 +35,7 @@ class _Required:
 REQUIRED = _Required()
 
 
-class ptr:  # noqa: N801 - written like the types of the language
+class ptr:
     """`ptr[f16]` annotates a parameter that points to elements in global memory."""
 
     def __class_getitem__(cls, dtype: Any) -> PointerType:

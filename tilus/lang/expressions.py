@@ -101,6 +101,13 @@ def _binary(frame: Frame, node: ast.BinOp) -> Value:
     return binary(frame, node, node.op, evaluate(frame, node.left), evaluate(frame, node.right))
 
 
+UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {
+    ast.USub: operator.neg,
+    ast.Invert: operator.invert,
+    ast.UAdd: operator.pos,
+}
+
+
 def _unary(frame: Frame, node: ast.UnaryOp) -> Value:
     value = evaluate(frame, node.operand)
     match node.op:
@@ -113,8 +120,7 @@ def _unary(frame: Frame, node: ast.UnaryOp) -> Value:
         case ast.UAdd() if is_runtime(value):
             return operate(frame.build, "add", value, 0)
         case op:
-            table = {ast.USub: operator.neg, ast.Invert: operator.invert, ast.UAdd: operator.pos}
-            return frame.python(node, table[type(op)], value)
+            return frame.python(node, UNARY[type(op)], value)
 
 
 def negate(frame: Frame, cond: Expr | bool) -> Value:
@@ -339,10 +345,11 @@ def _slice(frame: Frame, node: ast.Slice) -> Value:
 
 
 def _f_string(frame: Frame, node: ast.JoinedStr) -> Value:
-    pieces, args = [], []
+    pieces: list[str] = []
+    args: list[Value] = []
     for part in node.values:
         if isinstance(part, ast.Constant):
-            pieces.append(escape(part.value))
+            pieces.append(escape(str(part.value)))
             continue
         assert isinstance(part, ast.FormattedValue)
         value = evaluate(frame, part.value)
@@ -361,9 +368,12 @@ def _f_string(frame: Frame, node: ast.JoinedStr) -> Value:
 
 def _formatted(frame: Frame, part: ast.FormattedValue, value: Value) -> str:
     spec = "" if part.format_spec is None else evaluate(frame, part.format_spec)
-    convert_ = {-1: lambda v: v, ord("r"): repr, ord("s"): str, ord("a"): ascii}[part.conversion]
-    text: str = frame.python(part, lambda: format(convert_(value), spec))
+    convert_ = CONVERSIONS.get(part.conversion)
+    text: str = frame.python(part, lambda: format(value if convert_ is None else convert_(value), spec))
     return text
+
+
+CONVERSIONS: dict[int, Callable[[object], str]] = {ord("r"): repr, ord("s"): str, ord("a"): ascii}
 
 
 def _comprehension(frame: Frame, node: ast.ListComp | ast.GeneratorExp) -> Value:

@@ -1,4 +1,4 @@
-"""What is known while one function's text is evaluated: its names, where they were bound, and the loops that are open."""
+"""What is known while one function's text is evaluated: its names, where they were bound, the loops that are open."""
 
 from __future__ import annotations
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from tilus.errors import LayoutError
 from tilus.ir.expr import Expr, Tensor, const, mul
 from tilus.ir.instructions import (
     AllocShared,
@@ -19,7 +16,6 @@ from tilus.ir.instructions import (
     Sync,
     WaitGroup,
 )
-from tilus.ir.stmt import InstStmt
 from tilus.lang.arguments import (
     ArgumentError,
     a_pointer,
@@ -150,24 +146,11 @@ def alloc_shared(b: Builder, dtype: Value, shape: Value, layout: Value = None) -
     `layout`, a shared layout, says where each element lies; by default the compiler chooses one without bank conflicts.
     """
     extents = a_shape(shape)
-    inst = AllocShared(an_element_dtype(dtype, "dtype"), extents, loc=b.loc)
-    tensor = b.tensor(inst, "shared")
-    return SharedTile(tensor if layout is None else _with_layout(b, tensor, layout))
-
-
-def _with_layout(b: Builder, tensor: Tensor, layout: Value) -> Tensor:
-    shape = SharedTile(tensor).shape
-    if not isinstance(layout, SharedLayout):
+    if layout is not None and not isinstance(layout, SharedLayout):
         raise expected("layout", "a shared layout", layout)
-    if tuple(layout.shape) != shape:
-        raise LayoutError(f"the layout has shape {tuple(layout.shape)}, the tensor {shape}")
-    new = replace(tensor, type=replace(tensor.type, layout=layout))
-    stmt = b.block[-1]
-    assert isinstance(stmt, InstStmt)
-    b.block[-1] = replace(stmt, out=new)
-    b.fresh.discard(tensor)
-    b.fresh.add(new)
-    return new
+    if layout is not None and tuple(layout.shape) != extents:
+        raise ArgumentError("layout", f"the layout has shape {tuple(layout.shape)}, the tensor {extents}")
+    return SharedTile(b.tensor(AllocShared(an_element_dtype(dtype, "dtype"), extents, loc=b.loc), "shared", layout))
 
 
 @function()

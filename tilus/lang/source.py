@@ -81,7 +81,7 @@ def read_source(function: Callable[..., Any], what: str) -> Source:
         raise LangError(
             f"the source text of {what} {function.__name__!r} is not available",
             loc=here,
-            hint="define it in a file or a notebook cell: text passed to exec(), -c or the interactive prompt is not kept",
+            hint="define it in a file or a notebook cell: Python keeps no text from exec(), -c or its prompt",
         ) from None
     tree = _parse(lines, first)
     if not isinstance(tree, ast.FunctionDef) or tree.name != function.__name__:

@@ -315,7 +315,7 @@ def _assert(frame: Frame, node: ast.Assert) -> Flow:
     if cond is False:
         raise TilusError(message, hint="this assertion is checked while the kernel is compiled")
     if not isinstance(cond, bool):
-        control.assert_(frame.build, cond, message)
+        control.assertion(frame.build, cond, message)
     return Flow.NEXT
 
 

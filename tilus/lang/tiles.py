@@ -51,10 +51,7 @@ def full(b: Builder, shape: Value, value: Value, dtype: Value = None) -> Tile:
         if dtype is None
         else an_element_dtype(dtype, "dtype")
     )
-    if isinstance(value, Scalar):
-        expr = cast_expression(value.expr, value.dtype, kind)
-    else:
-        expr = literal(value, kind)
+    expr = cast_expression(value.expr, value.dtype, kind) if isinstance(value, Scalar) else literal(value, kind)
     return b.tile(Full(expr, a_shape(shape), loc=b.loc))
 
 
@@ -71,7 +68,7 @@ def zeros_tile(b: Builder, shape: tuple[int, ...], dtype: DataType) -> Tile:
 
 @function()
 def arange(b: Builder, shape_or_n: Value, dim: Value = 0, start: Value = 0) -> Tile:
-    """Make a tile whose elements count along `dim`: `start + index[dim]`; its type is that of `start`, i32 by default."""
+    """Make a tile whose elements count along `dim`: `start + index[dim]`, in the type of `start` (i32 for a number)."""
     shape = a_shape(shape_or_n, "shape_or_n")
     (first,) = integers(start, "start")
     return b.tile(Arange(first, shape, a_dim(dim, len(shape)), loc=b.loc))

@@ -6,6 +6,7 @@ classes below: it stands for something that a block computes. Tuples may hold bo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -125,29 +126,25 @@ def is_runtime(value: Value) -> bool:
     return isinstance(value, RUNTIME)
 
 
+_DESCRIPTIONS: dict[type, Callable[[Any], str]] = {
+    Scalar: lambda v: f"a run-time {v.dtype}",
+    Pointer: lambda v: f"a pointer to {v.dtype}",
+    Tile: lambda v: f"a tile of {v.dtype} with shape {v.shape}",
+    View: lambda v: f"a {len(v.shape)}-dimensional global view of {v.dtype}",
+    SharedTile: lambda v: f"a shared tensor of {v.dtype} with shape {v.shape}",
+    Range: lambda v: "a range with run-time bounds",
+    Text: lambda v: "an f-string with run-time values",
+    type(None): lambda v: "None",
+}
+
+
 def describe(value: Value) -> str:
     """Return what a value is, for messages."""
-    match value:
-        case Scalar():
-            return f"a run-time {value.dtype}"
-        case Pointer():
-            return f"a pointer to {value.dtype}"
-        case Tile():
-            return f"a tile of {value.dtype} with shape {value.shape}"
-        case View():
-            return f"a {len(value.shape)}-dimensional global view of {value.dtype}"
-        case SharedTile():
-            return f"a shared tensor of {value.dtype} with shape {value.shape}"
-        case Range():
-            return "a range with run-time bounds"
-        case Text():
-            return "an f-string with run-time values"
-        case DataType():
-            return f"the data type {value}"
-        case tuple() if is_runtime(value):
-            return f"a tuple of {len(value)} values"
-        case None:
-            return "None"
-        case _:
-            text = repr(value)
-            return f"the {type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+    if type(value) in _DESCRIPTIONS:
+        return _DESCRIPTIONS[type(value)](value)
+    if isinstance(value, DataType):
+        return f"the data type {value}"
+    if isinstance(value, tuple) and is_runtime(value):
+        return f"a tuple of {len(value)} values"
+    text = repr(value)
+    return f"the {type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

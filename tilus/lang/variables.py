@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tilus.errors import LangError, TilusError
-from tilus.ir.expr import Tensor, Var
+from tilus.ir.expr import Const, Tensor, Var
 from tilus.ir.instructions import Copy
 from tilus.ir.node import walk
 from tilus.ir.stmt import Assign, InstStmt, Stmt
@@ -136,7 +136,8 @@ def _adopts(number: float, scalar: Scalar) -> bool:
 
 
 def _changed(name: str, binding: Binding, old: Value, new: Value) -> TilusError:
-    message = f"{name!r} is {describe(old)} before the loop or branch (line {binding.loc.line}), and becomes {describe(new)} in it"
+    before = f"{describe(old)} before the loop or branch (line {binding.loc.line})"
+    message = f"{name!r} is {before}, and becomes {describe(new)} in it"
     if isinstance(old, Scalar | Tile) and isinstance(new, Scalar | Tile | float):
         if isinstance(old, Scalar) and old.dtype.is_integer and getattr(new, "dtype", None) != old.dtype:
             return TilusError(
@@ -154,6 +155,8 @@ def same(a: Value, b: Value) -> bool:
     """Whether two values are the same without a doubt."""
     if a is b:
         return True
+    if isinstance(a, float) and isinstance(b, float):
+        return repr(a) == repr(b)  # 0.0 == -0.0, but they are not the same
     try:
         return type(a) is type(b) and bool(a == b)
     except Exception:  # arrays and the like: not comparable, so not the same
@@ -213,9 +216,8 @@ def join(frame: Frame, name: str, sides: list[tuple[list[Stmt], Value]]) -> Valu
     """
     values = [value for _, value in sides]
     first = values[0]
-    if not is_runtime(first) or len(sides) > 1:
-        if all(same(first, other) for other in values[1:]):
-            return first
+    if (not is_runtime(first) or len(sides) > 1) and all(same(first, other) for other in values[1:]):
+        return first
     build = frame.build
     if all(isinstance(v, (*NUMBER, Scalar)) for v in values):
         return _join_scalars(frame, name, sides)
@@ -239,7 +241,11 @@ def _join_scalars(frame: Frame, name: str, sides: list[tuple[list[Stmt], Value]]
         raise TilusError(f"it is {' or '.join(map(describe, values))}", hint="convert one with .to(...)")
     kinds = {default_dtype(v) for v in values if not isinstance(v, Scalar)}
     dtype = scalars[0].dtype if scalars else kinds.pop() if len(kinds) == 1 else meet("where", tuple(values))
-    var = build.let(name, literal(False if dtype.is_boolean else 0, dtype))
-    for block, value in sides:
-        block.append(Assign(var, expression(value, dtype), loc=build.loc))
+    exprs = [expression(value, dtype) for value in values]
+    # One side's constant may as well be there from the beginning.
+    first = next((e for e in exprs if isinstance(e, Const)), literal(False if dtype.is_boolean else 0, dtype))
+    var = build.let(name, first)
+    for (block, _), expr in zip(sides, exprs, strict=True):
+        if expr is not first:
+            block.append(Assign(var, expr, loc=build.loc))
     return Scalar(var)
