@@ -5,7 +5,7 @@ param     := NAME ":" type ["%" INT]
 statement := NAME ":" type "=" (expr | inst) | NAME "=" (expr | inst) | inst | "break" | "continue"
            | "if" expr block ["else" block] | "while" expr block
            | "for" NAME [":" type] "in" "range" "(" expr "," expr "," INT ")" ["unroll"] block
-inst      := NAME "(" [field "=" value ("," field "=" value)*] ")" [":" ATOM ["width" "=" INT] [STRING]]
+inst      := NAME "(" [field "=" value ("," field "=" value)*] ")" [":" ATOM ["width" "=" INT] ["unmasked" "=" "(" INT,* ")"] [STRING]]
 
 What stands in a field follows from the annotation of the instruction's dataclass.
 """
@@ -282,9 +282,13 @@ class _Reader:
         if self.accept("width"):
             self.expect("=")
             width = self.integer()
-        return Selected(atom, width, self.string() if self.peek().kind == "string" else "")
+        unmasked: tuple[int, ...] = ()
+        if self.accept("unmasked"):
+            self.expect("=")
+            unmasked = self.tuple_of(self.integer)
+        return Selected(atom, width, self.string() if self.peek().kind == "string" else "", unmasked)
 
-    def value(self, kind: Any) -> Any:  # noqa: ANN401 - a field holds what its annotation says
+    def value(self, kind: Any) -> Any:
         """Read what an annotation allows."""
         if get_origin(kind) is tuple:
             return self.tuple_of(lambda: self.value(get_args(kind)[0]))

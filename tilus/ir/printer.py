@@ -42,6 +42,7 @@ class Names:
         self._numbered = numbered
         self._names: dict[Var | Tensor, str] = {}
         self._taken: set[str] = set()
+        self._counts: dict[str, int] = {}
         self._typed: set[Var | Tensor] = set()
 
     def __getitem__(self, var: Var | Tensor) -> str:
@@ -53,10 +54,13 @@ class Names:
         if self._numbered:
             return f"v{len(self._names)}"
         base = wanted if NAME.fullmatch(wanted) else "v"
-        name, count = base, 0
-        while name in self._taken or RESERVED.fullmatch(name):
+        if RESERVED.fullmatch(base):
+            base = f"v_{base}"
+        name, count = base, self._counts.get(base, 0)
+        while name in self._taken:
             count += 1
             name = f"{base}_{count}"
+        self._counts[base] = count
         self._taken.add(name)
         return name
 
@@ -161,8 +165,9 @@ def _for(stmt: For, names: Names) -> Iterator[str]:
 def _selected(selected: Selected) -> str:
     atom = selected.atom if DOTTED.fullmatch(selected.atom) else json.dumps(selected.atom)
     width = "" if selected.width == 1 else f" width={selected.width}"
+    unmasked = f" unmasked={value_text(selected.unmasked, Names())}" if selected.unmasked else ""
     note = f" {json.dumps(selected.note)}" if selected.note else ""
-    return atom + width + note
+    return atom + width + unmasked + note
 
 
 def inst_text(inst: Instruction, names: Names) -> str:
@@ -173,7 +178,7 @@ def inst_text(inst: Instruction, names: Names) -> str:
     return f"{INSTRUCTIONS[type(inst)].name}({', '.join(fields)})"
 
 
-def value_text(value: Any, names: Names) -> str:  # noqa: ANN401 - whatever a field holds
+def value_text(value: Any, names: Names) -> str:
     """Return the text of an operand or attribute."""
     match value:
         case Tensor():
