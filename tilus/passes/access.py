@@ -43,8 +43,9 @@ def global_access(inst: Instruction, views: Mapping[Tensor, GlobalView]) -> Glob
     match inst:
         case LoadGlobal(view=view, offset=offset, shape=shape, dims=dims):
             pass
-        case StoreGlobal(view=view, tile=tile, offset=offset, dims=dims) | AtomicAdd(
-            view=view, tile=tile, offset=offset, dims=dims
+        case (
+            StoreGlobal(view=view, tile=tile, offset=offset, dims=dims)
+            | AtomicAdd(view=view, tile=tile, offset=offset, dims=dims)
         ):
             shape = register_type(tile).shape
         case CopyAsync(src=view, src_offset=offset, shape=shape, src_dims=dims):

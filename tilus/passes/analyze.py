@@ -24,7 +24,7 @@ from tilus.ir.program import Param, Program
 from tilus.ir.stmt import Assign, For, InstStmt, Let
 from tilus.ir.types import PointerType
 from tilus.passes import ranges
-from tilus.passes.ranges import ANY, Range
+from tilus.passes.ranges import ANY, Bound, Range
 
 _PROOF_DEPTH = 5  # symbolic bounds replaced one after the other
 _WIDEN_AFTER, _MAX_ROUNDS = 3, 1000
@@ -123,7 +123,7 @@ class Analysis:
         # The extent was read earlier than the offset: a variable that changes must not cancel between them.
         if self.is_steady(extent):
             return self.at_least_zero(self.sum_of(extent).plus(start, -1).plus(Sum((), -size)))
-        return self.of(offset).hi + size <= self.of(extent).lo
+        return bool(self.of(offset).hi + size <= self.of(extent).lo)
 
     def sum_of(self, expr: Expr) -> Sum:
         """Write an integer expression as a sum; definitions of variables are put in their place."""
@@ -152,7 +152,7 @@ class Analysis:
         """Whether a sum is proved not to be negative, whenever it is evaluated."""
         return self._least(total, _PROOF_DEPTH) >= 0
 
-    def _least(self, total: Sum, depth: int) -> ranges.Bound:
+    def _least(self, total: Sum, depth: int) -> Bound:
         """Return a lower bound of a sum."""
         whole = ranges.exactly(total.constant)
         for term, coefficient in total.terms:
@@ -216,8 +216,9 @@ def analyze(program: Program) -> Analysis:
                 _enter_extents(analysis, extents)
             case _:
                 pass
-    analysis.changing = frozenset(v for v, d in definitions.items() if len(d) > 1 or v in analysis.ranges or v in analysis.loops)
-    for var in analysis.changing & analysis.loops.keys():
+    twice = {v for v, values in definitions.items() if len(values) > 1}
+    analysis.changing = frozenset(twice | {v for v in definitions if v in analysis.ranges or v in analysis.loops})
+    for var in [v for v in analysis.loops if v in analysis.changing]:
         del analysis.loops[var]
         analysis.ranges[var] = ranges.of_type(var.type.dtype)
     analysis.lets = {v: d[0] for v, d in definitions.items() if v not in analysis.changing and analysis.is_steady(d[0])}
@@ -271,9 +272,7 @@ def _widened(old: Range, new: Range, var: Var) -> Range:
     return ranges.make(lo, hi, new.multiple, new.offset)
 
 
-def _defined_range(
-    analysis: Analysis, var: Var, definitions: list[Expr] | None, waiting: set[Var]
-) -> Range | None:
+def _defined_range(analysis: Analysis, var: Var, definitions: list[Expr] | None, waiting: set[Var]) -> Range | None:
     """Return the range of all that a variable is given so far, None if nothing yet."""
     if definitions is None:
         loop = analysis.loops[var]

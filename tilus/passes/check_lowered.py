@@ -47,6 +47,7 @@ from tilus.passes.shared_access import local_run, matrix_load, shared_access, ve
 from tilus.passes.tensors import (
     inst_stmts,
     layout_of,
+    register_operands,
     register_tensors,
     register_type,
     shared_layout_of,
@@ -96,19 +97,16 @@ def _breaches(program: Program, target: Target) -> Iterator[str]:
 
 def _incomplete(program: Program) -> Iterator[str]:
     """Rule 1."""
-    if program.num_threads is None:
-        yield "num_threads is not set"
-    if program.shared_bytes is None:
-        yield "shared_bytes is not set"
+    for name in ("num_threads", "shared_bytes"):
+        if getattr(program, name) is None:
+            yield f"{name} is not set"
     for tensor in register_tensors(program):
         layout = register_type(tensor).layout
         if layout is None:
             yield f"{tensor.name} has no layout"
         elif layout.num_threads != program.num_threads:
             yield f"{tensor.name} is spread over {layout.num_threads} threads, not {program.num_threads}"
-    for tensor in shared_tensors(program):
-        if shared_type(tensor).layout is None:
-            yield f"{tensor.name} has no shared layout"
+    yield from (f"{t.name} has no shared layout" for t in shared_tensors(program) if shared_type(t).layout is None)
     for stmt in inst_stmts(program):
         if isinstance(stmt.inst, AllocShared) and stmt.inst.byte_offset is None:
             yield f"alloc_shared of {stmt.inst.shape} has no byte_offset"
@@ -149,13 +147,14 @@ def _same(inst: Copy | Cast, stmt: InstStmt, context: _Context) -> Iterator[str]
 
 
 def _elementwise(inst: Elementwise, stmt: InstStmt, context: _Context) -> Iterator[str]:
-    for x in inst.args:
-        if isinstance(x, Tensor) and layout_of(x) != _out(stmt).reduce_to(register_type(x).shape):
-            yield f"operand {x.name} has layout {layout_of(x)}, the result needs {_out(stmt).reduce_to(register_type(x).shape)}"
+    for x in register_operands(inst):
+        wanted = _out(stmt).reduce_to(register_type(x).shape)
+        if layout_of(x) != wanted:
+            yield f"operand {x.name} has layout {layout_of(x)}, the result needs {wanted}"
 
 
 def _derived(wanted: Callable[[Any, RegisterLayout], RegisterLayout]) -> Callable[..., Iterator[str]]:
-    def rule(inst: Any, stmt: InstStmt, context: _Context) -> Iterator[str]:  # noqa: ANN401 - one rule, three classes
+    def rule(inst: Any, stmt: InstStmt, context: _Context) -> Iterator[str]:
         try:
             layout = wanted(inst, layout_of(inst.x))
         except LayoutError as error:
@@ -259,8 +258,8 @@ def _copy_async(inst: CopyAsync, stmt: InstStmt, context: _Context) -> Iterator[
     dim, width = contiguous_dim(source, context.analysis), selected.width
     limit = 1
     if dim is not None:
-        layout = shared_layout_of(inst.dst)
-        limit = vector_width(access, dim, min(width, inst.shape[dim] & -inst.shape[dim]), source.nbits, layout, context.analysis)
+        layout, most = shared_layout_of(inst.dst), min(width, inst.shape[dim] & -inst.shape[dim])
+        limit = vector_width(access, dim, most, source.nbits, layout, context.analysis)
     if width != widest(source, dim, limit, context.analysis)[0]:
         yield f"{width} elements at once are not contiguous and aligned on both sides"
 

@@ -123,7 +123,7 @@ def fma_choices(m: int, n: int, k: int, target: Target, num_threads: int) -> Ite
 
 
 def _grid(extents: Sequence[int], threads: Sequence[int], num_threads: int) -> RegisterLayout:
-    """Return threads in a grid over (m, n, k), k fastest, each with every `threads`-th element; spare ones replicate."""
+    """Return a grid of threads over (m, n, k), k fastest, each with elements a grid apart; spare ones replicate."""
     rm, rn, rk = (extent // t for extent, t in zip(extents, threads, strict=True))
     locals_ = local(rm, 1, 1) * local(1, 1, rk) * local(1, rn, 1)
     return replicated(num_threads // prod(threads), 3) * locals_ * spatial(*threads)

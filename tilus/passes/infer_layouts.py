@@ -119,7 +119,7 @@ class _Solver:
             )
 
     def check_view(self, stmt: InstStmt) -> None:
-        """What a view means depends on its operand's layout, so that must not be a matter of choice."""
+        """Refuse a view whose operand has no layout by now: what it means would be a matter of our choice."""
         if not isinstance(stmt.inst, View):
             return
         x, inst = stmt.inst.x, stmt.inst

@@ -81,7 +81,7 @@ class _Chooser:
         plain = row_major(*(core[d] for d in order)).permute(*(order.index(d) for d in range(len(core))))
         nbits = shared_type(tensor).dtype.nbits
         if self.target.kind != "cuda":
-            return float(dim != first + len(core) - 1 and not self.copies_along(users, dim)), plain
+            return float(not self.copies_along(users, dim)), plain
         found = (self.bank_access(stmt, first, core, dim, plain, nbits) for stmt in users)
         accesses = tuple(dict.fromkeys(access for access in found if access is not None))
         try:
@@ -91,10 +91,9 @@ class _Chooser:
         return float(sum(access.report(layout, nbits).wavefronts for access in accesses)), layout
 
     def copies_along(self, users: Sequence[InstStmt], dim: int) -> bool:
-        return any(
-            isinstance(s.inst, CopyAsync) and (at := self.copied_along(s.inst)) is not None and s.inst.dst_dims[at] == dim
-            for s in users
-        )
+        copies = [s.inst for s in users if isinstance(s.inst, CopyAsync)]
+        along = [(inst, self.copied_along(inst)) for inst in copies]
+        return any(at is not None and inst.dst_dims[at] == dim for inst, at in along)
 
     def bank_access(
         self, stmt: InstStmt, first: int, core: tuple[int, ...], dim: int, plain: SharedLayout, nbits: int
@@ -143,9 +142,9 @@ class _Chooser:
             width, _ = widest(source, dim, min(limit, max(128 // nbits, 1)), self.analysis)
             while width > 1 and not self.analysis.of(inst.dst_offset[at]).divisible_by(width):
                 width //= 2
-        threads = self.program.num_threads
+        threads, last = self.program.num_threads, len(inst.shape) - 1
         assert threads is not None
-        return vectors_over_threads(inst.shape, dim if dim is not None else len(inst.shape) - 1, width, threads), width, None
+        return vectors_over_threads(inst.shape, last if dim is None else dim, width, threads), width, None
 
 
 def _power_of_two_in(n: int) -> int:

@@ -44,7 +44,8 @@ from tilus.ir.instructions import (
     WaitGroup,
 )
 from tilus.ir.target import Target
-from tilus.layouts import RegisterLayout, classify_conversion, local, replicated
+from tilus.layouts import RegisterLayout, local, replicated
+from tilus.passes.conversion_kind import conversion_kind
 from tilus.passes.dot_layouts import (
     DotLayouts,
     fma_choices,
@@ -70,7 +71,7 @@ class Machine:
     def cost(self, src: RegisterLayout, dst: RegisterLayout) -> float:
         """Return about how many instructions a thread runs to convert one layout to another."""
         size = max(src.local_size, dst.local_size)
-        match classify_conversion(src, dst, self.target.lanes):
+        match conversion_kind(src, dst, self.target.lanes):
             case "same":
                 return 0
             case "registers":

@@ -61,7 +61,8 @@ def plan_shared(program: Program, target: Target) -> Program:
             return None
         if isinstance(node.inst, AllocShared):
             offset = offsets.get(id(node.out), 0)  # a tensor that nothing touches lies anywhere
-            return None if node.inst.byte_offset == offset else replace(node, inst=replace(node.inst, byte_offset=offset))
+            same = node.inst.byte_offset == offset
+            return None if same else replace(node, inst=replace(node.inst, byte_offset=offset))
         if id(node) in offsets and node.selected is not None and node.selected.width != offsets[id(node)]:
             note = f"scratch at byte {offsets[id(node)]}"
             return replace(node, selected=replace(node.selected, width=offsets[id(node)], note=note))
@@ -166,4 +167,3 @@ def _name(tenant: Tenant) -> str:
     inst = tenant.owner.inst
     assert isinstance(inst, ConvertLayout)
     return f"conversion of {inst.x.name} {layout_of(inst.x).shape}"
-

@@ -91,17 +91,17 @@ def join(a: Range, b: Range) -> Range:
 
 
 def add(a: Range, b: Range) -> Range:
-    """a + b."""
+    """Return a + b."""
     return make(a.lo + b.lo, a.hi + b.hi, math.gcd(a.multiple, b.multiple), a.offset + b.offset)
 
 
 def neg(a: Range) -> Range:
-    """-a."""
+    """Return -a."""
     return make(-a.hi, -a.lo, a.multiple, -a.offset)
 
 
 def sub(a: Range, b: Range) -> Range:
-    """a - b."""
+    """Return a - b."""
     return add(a, neg(b))
 
 
@@ -110,7 +110,7 @@ def _times(x: Bound, y: Bound) -> Bound:
 
 
 def mul(a: Range, b: Range) -> Range:
-    """a * b."""
+    """Return a * b."""
     corners = [_times(x, y) for x in (a.lo, a.hi) for y in (b.lo, b.hi)]
     multiple = math.gcd(a.multiple * b.multiple, a.multiple * b.offset, b.multiple * a.offset)
     return make(min(corners), max(corners), multiple, a.offset * b.offset)
@@ -121,7 +121,7 @@ def _floor(x: Bound, n: int) -> Bound:
 
 
 def floordiv(a: Range, b: Range) -> Range:
-    """a // b, rounded towards minus infinity; something is known where b is a positive constant."""
+    """Return a // b, rounded towards minus infinity; something is known where b is a positive constant."""
     n = b.constant
     if n is None or n <= 0:
         return make(0, a.hi) if a.lo >= 0 and b.lo >= 1 else ANY
@@ -130,7 +130,7 @@ def floordiv(a: Range, b: Range) -> Range:
 
 
 def mod(a: Range, b: Range) -> Range:
-    """a % b, with the sign of b; something is known where b is positive."""
+    """Return a % b, with the sign of b; something is known where b is positive."""
     n = b.constant
     if n is None or n <= 0:
         return make(0, b.hi - 1) if b.lo >= 1 else ANY
@@ -143,31 +143,31 @@ def mod(a: Range, b: Range) -> Range:
 
 
 def minimum(a: Range, b: Range) -> Range:
-    """The smaller of a and b."""
+    """Return the smaller of a and b."""
     both = join(a, b)
     return make(min(a.lo, b.lo), min(a.hi, b.hi), both.multiple, both.offset)
 
 
 def maximum(a: Range, b: Range) -> Range:
-    """The larger of a and b."""
+    """Return the larger of a and b."""
     both = join(a, b)
     return make(max(a.lo, b.lo), max(a.hi, b.hi), both.multiple, both.offset)
 
 
 def shl(a: Range, b: Range) -> Range:
-    """a << b."""
+    """Return a << b."""
     n = b.constant
     return mul(a, exactly(1 << n)) if n is not None and 0 <= n < 64 else ANY
 
 
 def shr(a: Range, b: Range) -> Range:
-    """a >> b, arithmetic."""
+    """Return a >> b, arithmetic."""
     n = b.constant
     return floordiv(a, exactly(1 << n)) if n is not None and 0 <= n < 64 else ANY
 
 
 def bit_and(a: Range, b: Range) -> Range:
-    """a & b: a mask of low bits is a remainder, low zeros of either operand stay."""
+    """Return a & b: a mask of low bits is a remainder, low zeros of either operand stay."""
     if a.constant is not None:
         a, b = b, a
     n = b.constant
@@ -185,15 +185,17 @@ def _low_zeros(x: Range) -> int:
 
 
 def bit_or(a: Range, b: Range) -> Range:
-    """a | b, and a ^ b: never longer than the longer of two that are not negative."""
+    """Return a | b, or a ^ b: never longer than the longer of two that are not negative."""
     if a.lo < 0 or b.lo < 0 or math.isinf(a.hi) or math.isinf(b.hi):
         return ANY
     return make(0, (1 << int(max(a.hi, b.hi)).bit_length()) - 1, min(_low_zeros(a), _low_zeros(b)))
 
 
 def absolute(a: Range) -> Range:
-    """|a|."""
-    return a if a.lo >= 0 else neg(a) if a.hi <= 0 else make(0, max(-a.lo, a.hi), math.gcd(a.multiple, 2 * a.offset), a.offset)
+    """Return |a|."""
+    if a.lo >= 0 or a.hi <= 0:
+        return a if a.lo >= 0 else neg(a)
+    return make(0, max(-a.lo, a.hi), math.gcd(a.multiple, 2 * a.offset), a.offset)
 
 
 def _truth(yes: bool, no: bool) -> Range:
@@ -201,17 +203,17 @@ def _truth(yes: bool, no: bool) -> Range:
 
 
 def less(a: Range, b: Range) -> Range:
-    """a < b."""
+    """Return whether a < b."""
     return _truth(a.hi < b.lo, a.lo >= b.hi)
 
 
 def less_equal(a: Range, b: Range) -> Range:
-    """a <= b."""
+    """Return whether a <= b."""
     return _truth(a.hi <= b.lo, a.lo > b.hi)
 
 
 def equal(a: Range, b: Range) -> Range:
-    """a == b."""
+    """Return whether a == b."""
     common = math.gcd(a.multiple, b.multiple)
     apart = a.hi < b.lo or b.hi < a.lo or (common > 0 and (a.offset - b.offset) % common != 0)
     same = a.constant is not None and a.constant == b.constant
@@ -219,12 +221,12 @@ def equal(a: Range, b: Range) -> Range:
 
 
 def where(cond: Range, a: Range, b: Range) -> Range:
-    """A if cond, else b."""
+    """Return a if cond, else b."""
     return join(a, b) if cond.constant is None else a if cond.constant else b
 
 
 def logical_not(a: Range) -> Range:
-    """Not a, of a boolean."""
+    """Return not a, of a boolean."""
     return BOOL if a.constant is None else exactly(1 - a.constant)
 
 

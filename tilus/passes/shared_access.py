@@ -69,7 +69,7 @@ def tile_layout(layout: SharedLayout, access: SharedAccess) -> SharedLayout | No
 
 @lru_cache(maxsize=1024)
 def contiguous_run(layout: SharedLayout, dim: int) -> int:
-    """Return the greatest power of two w such that aligned runs of w elements along `dim` are contiguous and aligned."""
+    """Return the greatest power of two w such that aligned runs of w elements along `dim` lie contiguous and aligned."""
     table = np.moveaxis(offset_table(layout), dim, -1)
     width = 1
     while layout.shape[dim] % (width * 2) == 0:
@@ -134,14 +134,15 @@ def matrix_load(
     for dim in (pairs_along, 1 - pairs_along):
         transposed = dim != pairs_along
         row = _ROW_BYTES * 8 // nbits
-        if (not transposed or nbits == 16) and register.shape[dim] % row == 0:
-            if vector_width(access, dim, row, nbits, layout, analysis) == row:
-                return MatrixLoad(count, transposed)
+        if (transposed and nbits != 16) or register.shape[dim] % row:
+            continue
+        if vector_width(access, dim, row, nbits, layout, analysis) == row:
+            return MatrixLoad(count, transposed)
     return None
 
 
 def _fragment_dim(register: RegisterLayout, nbits: int) -> int | None:
-    """Return along which dimension a lane holds the neighbours of a fragment, None if the layout is no such fragments."""
+    """Return along which dimension a lane holds neighbours, None if the layout is not made of fragments."""
     plain = LDMATRIX[nbits]
     for dim, fragment in ((1, plain), (0, plain.permute(1, 0))):
         try:

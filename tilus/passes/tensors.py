@@ -11,7 +11,7 @@ from tilus.ir.instructions import Instruction
 from tilus.ir.node import Node, children, map_children, substitute, walk
 from tilus.ir.program import Program
 from tilus.ir.stmt import Assign, For, InstStmt, Let
-from tilus.ir.types import RegisterType, SharedType
+from tilus.ir.types import GlobalType, RegisterType, SharedType
 from tilus.layouts import RegisterLayout, SharedLayout
 
 
@@ -94,9 +94,17 @@ def defined_in(nodes: Sequence[Node]) -> set[Tensor | Var]:
 
 def with_layouts(program: Program, layouts: Mapping[Tensor, RegisterLayout | SharedLayout]) -> Program:
     """Give tensors their layouts; the same program where all have them already."""
-    table = {
-        tensor: replace(tensor, type=replace(tensor.type, layout=layout))
-        for tensor, layout in layouts.items()
-        if isinstance(tensor.type, RegisterType | SharedType) and tensor.type.layout != layout
-    }
+    table = {tensor: _laid_out(tensor, layout) for tensor, layout in layouts.items() if _has(tensor) != layout}
     return substitute(program, table) if table else program
+
+
+def _has(tensor: Tensor) -> RegisterLayout | SharedLayout | None:
+    return None if isinstance(tensor.type, GlobalType) else tensor.type.layout
+
+
+def _laid_out(tensor: Tensor, layout: RegisterLayout | SharedLayout) -> Tensor:
+    match tensor.type, layout:
+        case (RegisterType() as kind, RegisterLayout()) | (SharedType() as kind, SharedLayout()):
+            return replace(tensor, type=replace(kind, layout=layout))
+        case _:
+            raise InternalError(f"{tensor.name} of type {tensor.type} cannot have layout {layout}")
