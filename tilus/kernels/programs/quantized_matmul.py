@@ -17,6 +17,7 @@ from tilus.lang import (
     copy_async,
     dot,
     global_view,
+    inline,
     launch,
     load_global,
     load_shared,
@@ -32,6 +33,35 @@ from tilus.runtime.kernel import kernel
 from tilus.runtime.weights.packing import PackLayout
 
 
+@inline
+def fetch(sw, sx, gw, gx, tile_n, col, t, stage):
+    """Start copying tile `t` of the weights and of the activations into a stage; copies past K bring zeros."""
+    copy_async(sw, gw, src_offset=(tile_n, t, 0, 0, 0), dst_offset=(stage, 0, 0, 0), shape=sw.shape[1:])
+    copy_async(sx, gx, src_offset=(col, t * sx.shape[2]), dst_offset=(stage, 0, 0), shape=sx.shape[1:])
+    commit_group()
+
+
+@inline
+def decode(codes, gz, row, group, CT, ZERO):
+    """Return the weights of a slice of codes, without their scales: exact in CT for all but codebooks."""
+    weight = codes.to(CT)
+    if ZERO == "half":
+        weight = weight - float(2 ** (codes.dtype.nbits - 1))
+    if ZERO == "tensor":
+        weight = weight - load_global(gz, offset=(row, group), shape=(codes.shape[0], 1)).to(CT)
+    return weight
+
+
+@inline
+def accumulate(acc, codes, tile, gs, gz, row, group, CT, GROUP, ZERO):
+    """Add the product of a slice of codes [BN, STEP] and activations [BM, STEP], scaled if groups have scales."""
+    weight = decode(codes, gz, row, group, CT, ZERO)
+    if not GROUP:
+        return dot(weight, tile.to(CT).T, acc)
+    part = dot(weight, tile.to(CT).T, zeros(acc.shape, f32))
+    return acc + part * load_global(gs, offset=(row, group), shape=(codes.shape[0], 1)).to(f32)
+
+
 @kernel
 def quantized_matmul(
     x: ptr[XT],
@@ -45,30 +75,24 @@ def quantized_matmul(
     k: i32,
     groups: i32,
     *,
-    XT: DataType,
-    CT: DataType,
+    XT: DataType,  # x, bias and y
+    CT: DataType,  # what is multiplied
     ST: DataType,
     ZT: DataType,
     PACK: PackLayout,
     BM: int,
-    GROUP: int,
-    ZERO: str,
+    GROUP: int,  # weights along K that share a scale; 0: all do
+    ZERO: str,  # "none", "half" (2^(bits-1)) or "tensor"
     BIAS: bool,
-    STAGES: int,
+    STAGES: int,  # tiles in shared memory; 0: straight from global memory
     WARPS: int,
 ):
-    """Multiply activations [m, k] by a packed weight [n, k]; scales and zero points are [groups, n].
-
-    Constants: XT type of x, bias and y; CT type the product is computed in; ST, ZT types of scales and zero points;
-    GROUP weights along K share a scale (0: all do); ZERO is "none", "half" (2^(bits-1)) or "tensor"; STAGES of tiles
-    in shared memory (0: straight from global memory).
-    """
+    """Multiply activations [m, k] by a packed weight [n, k]; scales and zero points are [groups, n]."""
     WT, (BN, BK), words = PACK.dtype, PACK.tile, PACK.words
     STEP = min(GROUP, BK) if GROUP else BK
-    launch(blocks=(cdiv(n, BN), cdiv(m, BM)), warps=WARPS)
-    tile_n, col = block_id(0), block_id(1) * BM
+    launch(blocks=(cdiv(m, BM), cdiv(n, BN)), warps=WARPS)
+    col, tile_n, tiles_k = block_id(0) * BM, block_id(1), cdiv(k, BK)
     row = tile_n * BN
-    tiles_k = cdiv(k, BK)
     gw = global_view(w, shape=(cdiv(n, BN), tiles_k, *words.shape))
     gx = global_view(x, shape=(m, k))
     gs = global_view(scales, shape=(n, groups), strides=(1, n))
@@ -76,19 +100,13 @@ def quantized_matmul(
     if STAGES:
         sw, sx = alloc_shared(u32, (STAGES, *words.shape)), alloc_shared(XT, (STAGES, BM, BK))
         for s in static_range(STAGES - 1):
-            copy_async(sw, gw, src_offset=(tile_n, s, 0, 0, 0), dst_offset=(s, 0, 0, 0), shape=words.shape)
-            copy_async(sx, gx, src_offset=(col, s * BK), dst_offset=(s, 0, 0), shape=(BM, BK))
-            commit_group()
+            fetch(sw, sx, gw, gx, tile_n, col, s, s)
     acc = zeros((BN, BM), f32)
     for t in range(tiles_k):
         if STAGES:
             wait_group(STAGES - 2)
-            sync()
-            ahead = t + (STAGES - 1)
-            into = ahead % STAGES
-            copy_async(sw, gw, src_offset=(tile_n, ahead, 0, 0, 0), dst_offset=(into, 0, 0, 0), shape=words.shape)
-            copy_async(sx, gx, src_offset=(col, ahead * BK), dst_offset=(into, 0, 0), shape=(BM, BK))
-            commit_group()
+            sync()  # tile t is there for all threads, and all have left tile t - 1, whose stage is filled next
+            fetch(sw, sx, gw, gx, tile_n, col, t + (STAGES - 1), (t + (STAGES - 1)) % STAGES)
             packed = load_shared(sw, offset=(t % STAGES, 0, 0, 0), shape=words.shape, layout=words)
         else:
             packed = load_global(gw, offset=(tile_n, t, 0, 0, 0), shape=words.shape, layout=words)
@@ -99,17 +117,8 @@ def quantized_matmul(
                 tile = load_shared(sx, offset=(t % STAGES, 0, j * STEP), shape=(BM, STEP))
             else:
                 tile = load_global(gx, offset=(col, start), shape=(BM, STEP))
-            weight = codes[:, j * STEP : (j + 1) * STEP].to(CT)
-            group = start // GROUP if GROUP else 0
-            if ZERO == "half":
-                weight = weight - float(2 ** (WT.nbits - 1))
-            if ZERO == "tensor":
-                weight = weight - load_global(gz, offset=(row, group), shape=(BN, 1)).to(CT)
-            if GROUP:
-                part = dot(weight, tile.to(CT).T, zeros((BN, BM), f32))
-                acc += part * load_global(gs, offset=(row, group), shape=(BN, 1)).to(f32)
-            else:
-                acc = dot(weight, tile.to(CT).T, acc)
+            part = codes[:, j * STEP : (j + 1) * STEP]
+            acc = accumulate(acc, part, tile, gs, gz, row, start // GROUP if GROUP else 0, CT, GROUP, ZERO)
     if not GROUP:
         acc = acc * load_global(gs, offset=(row, 0), shape=(BN, 1)).to(f32)
     if BIAS:
