@@ -44,7 +44,7 @@ class CudaBinary:
     @property
     def warnings(self) -> tuple[str, ...]:
         """The warnings of the log, one line each."""
-        return tuple(line for line in self.log.splitlines() if re.search(r"\bwarning\b", line, re.IGNORECASE))
+        return tuple(line for line in self.log.splitlines() if re.search(r"(^ptxas|:) warning\b", line))
 
 
 @lru_cache(maxsize=1)

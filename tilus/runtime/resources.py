@@ -5,10 +5,12 @@ Everything is read from the cubin, so it is known without a GPU and for kernels 
 
 from __future__ import annotations
 
+import math
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tilus.errors import CompileError, LaunchError
+from tilus.errors import CompileError, FormatError, LaunchError
 from tilus.runtime.elf import (
     EIATTR_ANNOTATIONS,
     EIATTR_FRAME_SIZE,
@@ -164,6 +166,13 @@ def read_resources(cubin: bytes, *, kernel: str | None = None, dynamic_shared: i
     """
     elf = read_cubin(cubin)
     name = _choose(elf.kernels, kernel)
+    try:
+        return _resources(elf, name, dynamic_shared)
+    except (struct.error, IndexError, ValueError) as error:
+        raise FormatError(f"the cubin's facts about {name!r} make no sense", hint="compile the kernel again") from error
+
+
+def _resources(elf: Cubin, name: str, dynamic_shared: int) -> Resources:
     own = {attribute.number: attribute for attribute in elf.attributes(name)}
     stores, loads = _spills(elf, name)
     return Resources(
@@ -176,7 +185,7 @@ def read_resources(cubin: bytes, *, kernel: str | None = None, dynamic_shared: i
         static_shared=_static_shared(elf, name),
         dynamic_shared=dynamic_shared,
         barriers=own[EIATTR_NUM_BARRIERS].value[0] if EIATTR_NUM_BARRIERS in own else 0,
-        max_threads=_product(own[EIATTR_MAX_THREADS].words()) if EIATTR_MAX_THREADS in own else 1024,
+        max_threads=math.prod(own[EIATTR_MAX_THREADS].words()) if EIATTR_MAX_THREADS in own else 1024,
     )
 
 
@@ -187,18 +196,13 @@ def _static_shared(elf: Cubin, kernel: str) -> int:
     return section.size - reserved if section else 0
 
 
-def _product(factors: Sequence[int]) -> int:
-    x, y, z = factors
-    return x * y * z
-
-
 def _choose(names: Sequence[str], wanted: str | None) -> str:
     if wanted is not None and wanted in names:
         return wanted
     if wanted is None and len(names) == 1:
         return names[0]
     raise CompileError(
-        f"the cubin has the kernels {', '.join(names) or '(none)'}" + (f", not {wanted}" if wanted else ""),
+        f"the cubin has the kernels {', '.join(sorted(names)) or '(none)'}" + (f", not {wanted}" if wanted else ""),
         hint="name one of them: read_resources(cubin, kernel=...)",
     )
 
