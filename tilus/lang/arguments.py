@@ -29,7 +29,7 @@ def expected(parameter: str, what: str, value: Value, hint: str | None = None) -
 def a_tile(value: Value, parameter: str) -> Tile:
     """Return the argument if it is a register tile."""
     if not isinstance(value, Tile):
-        raise expected(parameter, "a tile", value, _FROM_MEMORY.get(type(value)))
+        raise expected(parameter, "a register tile", value, _FROM_MEMORY.get(type(value)))
     return value
 
 
@@ -103,6 +103,13 @@ def an_int(value: Value, parameter: str) -> int:
         return operator.index(value)
     except TypeError:
         raise expected(parameter, "an integer", value) from None
+
+
+def a_flag(value: Value, parameter: str) -> bool:
+    """Return the argument if it is True or False."""
+    if not isinstance(value, bool):
+        raise expected(parameter, "True or False at compile time", value)
+    return value
 
 
 def a_sequence(value: Value) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ from tilus.dtypes import DataType, bf16, boolean, f16, f32, f64, i8, i16, i32, i
 from tilus.errors import TilusError
 from tilus.ir.expr import CastExpr, Const, Expr, Op, Tensor, add, mul
 from tilus.ir.instructions import Cast, Elementwise
-from tilus.ir.instructions.register import check_domain
+from tilus.ir.instructions.register import broadcast_shapes, check_domain
 from tilus.ir.operators import OPERATORS
 from tilus.lang.builder import Builder
 from tilus.lang.values import NUMBER, Number, Scalar, Tile, Value, describe
@@ -121,15 +121,27 @@ def operate(b: Builder, op: str, *values: Value) -> Value:
             )
     operands = values[1:] if op == "where" else values
     dtype = meet(op, operands)
+    _check_number(op, operands[-1], dtype)
     _check(op, dtype, [v for v in operands if not isinstance(v, NUMBER)] or [dtype])
     if op in EXCHANGED:
         op, operands = EXCHANGED[op], operands[::-1]
     condition = (_condition(values[0]),) if op == "where" else ()
     if any(isinstance(v, Tile) for v in values):
+        _check_shapes([v.shape for v in values if isinstance(v, Tile)])
         args = (*condition, *(_tile_operand(v, dtype) for v in operands))
         return b.tile(Elementwise(op, args, loc=b.loc))
     args_ = (*condition, *(_scalar_operand(v, dtype) for v in operands))
     return fold(op, args_, b)
+
+
+def _check_number(op: str, value: Value, dtype: DataType) -> None:
+    """Check a compile-time divisor or shift."""
+    if not isinstance(value, NUMBER):
+        return
+    if op in ("floordiv", "mod") and value == 0:
+        raise TilusError(f"{symbol(op)} by zero")
+    if op in ("shl", "shr") and not 0 <= value < dtype.nbits:
+        raise TilusError(f"a shift of {dtype} is by 0 to {dtype.nbits - 1} bits, got {value!r}")
 
 
 def fold(op: str, args: tuple[Any, ...], b: Builder) -> Value:
@@ -142,6 +154,13 @@ def fold(op: str, args: tuple[Any, ...], b: Builder) -> Value:
         case _:
             expr = Op(op, args)
     return Scalar(expr if not isinstance(expr, Op) else Op(expr.op, expr.args, loc=b.loc))
+
+
+def _check_shapes(shapes: list[tuple[int, ...]]) -> None:
+    try:
+        broadcast_shapes(*shapes)
+    except TilusError as error:
+        raise TilusError(error.message, hint="aligned at the last dimension, extents must be equal or 1") from None
 
 
 def _how_to_load(value: Value) -> str | None:

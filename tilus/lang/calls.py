@@ -26,6 +26,8 @@ def call(frame: Frame, node: ast.Call) -> Value:
     function = evaluate(frame, node.func)
     args = elements(frame, node.args)
     kwargs = _keywords(frame, node)
+    if function is range and is_runtime(args):
+        function = control.range_
     match function:
         case LangFunction():
             return _call_language(frame, node, function, args, kwargs)
@@ -138,12 +140,6 @@ def _print(build: Builder, args: Any, kwargs: Any) -> None:
     control.print_(build, args)
 
 
-def _range(build: Builder, args: Any, kwargs: Any) -> Value:
-    if kwargs or not 1 <= len(args) <= 3:
-        raise TilusError(f"range takes 1 to 3 arguments, got {len(args)}")
-    return control.range_.implement(build, *args)
-
-
 def _extreme(op: str) -> Special:
     def fold(build: Builder, args: Any, kwargs: Any) -> Value:
         values = args[0] if len(args) == 1 and isinstance(args[0], tuple) else args
@@ -186,7 +182,6 @@ def _instead(name: str, hint: str) -> Special:
 
 BUILTINS: dict[Any, Special] = {
     builtins.print: _print,
-    builtins.range: _range,
     builtins.min: _extreme("min"),
     builtins.max: _extreme("max"),
     builtins.abs: _abs,

@@ -10,7 +10,7 @@ from tilus.ir.expr import BlockId, Expr, Var
 from tilus.ir.instructions import Assert, Print
 from tilus.ir.node import rewrite, walk
 from tilus.ir.stmt import Let, Stmt
-from tilus.lang.arguments import ArgumentError, an_int, expected, integers
+from tilus.lang.arguments import ArgumentError, a_flag, an_int, expected, integers
 from tilus.lang.arithmetic import convert, expression
 from tilus.lang.builder import Builder, Launch
 from tilus.lang.primitives import function
@@ -68,7 +68,7 @@ def block_id(b: Builder, axis: Value) -> Scalar:
     axes = 3 if b.launch is None else len(b.launch.grid)
     if not 0 <= which < axes:
         raise ArgumentError(
-            "axis", f"the grid has {axes} axes, there is no axis {which}", "give launch(blocks=...) more extents"
+            "axis", f"there is no axis {which} in a grid of {axes}", "give launch(blocks=...) more extents"
         )
     return Scalar(BlockId(which, loc=b.loc))
 
@@ -85,7 +85,7 @@ def range_(b: Builder, start: Value, stop: Value = None, step: Value = 1, unroll
     stride = an_int(step, "step")
     if stride == 0:
         raise ArgumentError("step", "the step of a loop must not be 0")
-    return Range(start, stop, stride, bool(unroll))
+    return Range(start, stop, stride, a_flag(unroll, "unroll"))
 
 
 @function(outside=builtins.range)

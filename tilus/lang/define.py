@@ -22,7 +22,7 @@ from tilus.lang.builder import Builder
 from tilus.lang.frame import Binding, Frame
 from tilus.lang.source import Source, read_source
 from tilus.lang.statements import execute
-from tilus.lang.values import Pointer, Scalar
+from tilus.lang.values import Pointer, Scalar, plain
 
 
 class _Required:
@@ -158,7 +158,8 @@ class KernelDef:
         annotation = param.annotation
         if isinstance(annotation, str):
             try:
-                annotation = self._evaluate(annotation, constants)
+                while isinstance(annotation, str):  # twice where quotes and the future import meet
+                    annotation = self._evaluate(annotation, constants)
             except TilusError as error:
                 raise LangError(error.message, loc=param.loc, hint=error.hint) from None
             except Exception as error:
@@ -186,7 +187,7 @@ class KernelDef:
         build = Builder(self._loc)
         frame = Frame(build, self.source, execute)
         for name, value in constants.items():
-            frame.names[name] = Binding(value, self._loc)
+            frame.names[name] = Binding(plain(value), self._loc)
         params = []
         for param, kind in zip(self.params, self._types(constants), strict=True):
             var = Var(param.name, kind, loc=param.loc)

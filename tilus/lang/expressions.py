@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tilus.errors import TilusError
-from tilus.ir.expr import Expr, Op
+from tilus.ir.expr import Const, Expr, Op
 from tilus.ir.instructions import LoadElement
 from tilus.ir.stmt import If
 from tilus.lang import tiles
@@ -284,6 +284,8 @@ def _subscript(frame: Frame, node: ast.Subscript) -> Value:
                 raise TilusError(
                     f"a pointer takes one index, got {len(position)}", hint="global_view(p, shape=...) makes a tensor"
                 )
+            if isinstance(position[0], Const) and position[0].value < 0:
+                raise TilusError(f"a pointer's index counts from its first element, got {position[0].value}")
             return frame.build.scalar(LoadElement(var, position[0], loc=frame.build.loc), f"{var.name}_element")
         case Tile():
             return _slice_of_tile(frame, owner, index)

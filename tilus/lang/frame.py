@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
 
-from tilus.errors import LangError, Loc, TilusError
-from tilus.lang.arguments import ArgumentError
+from tilus.errors import InternalError, LangError, Loc, TilusError
 from tilus.lang.builder import Builder
 from tilus.lang.liveness import Live, Names, analyse, assigned
 from tilus.lang.source import Source
-from tilus.lang.values import Value
+from tilus.lang.values import Value, plain
 
 
 class Flow(Enum):
@@ -101,18 +100,22 @@ class Frame:
         before, self.build.loc = self.build.loc, self.source.loc(node)
         try:
             yield
-        except LangError:
+        except (LangError, InternalError):
             raise
         except TilusError as error:
-            place = _argument(node, error.parameter) if isinstance(error, ArgumentError) else node
-            raise self.error(place, error.message, error.hint) from None
+            raise self.error(node, error.message, error.hint) from None
+        except Exception as error:
+            text = f"the compiler failed here: {type(error).__name__}: {error}"
+            raise InternalError(
+                text, loc=self.source.loc(node), hint="this is a bug of tilus: please report it"
+            ) from error
         finally:
             self.build.loc = before
 
     def python(self, node: ast.AST, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Let Python compute something at compile time; what it raises becomes an error at the node."""
         try:
-            return function(*args, **kwargs)
+            return plain(function(*args, **kwargs))
         except TilusError as error:
             raise self.error(node, error.message, error.hint) from None
         except Exception as error:  # whatever the user's own code raises is shown at the user's line
@@ -132,7 +135,7 @@ class Frame:
         if name not in self.outer:
             close = difflib.get_close_matches(name, [*self.names, *self.outer], n=1)
             raise self.error(node, f"name {name!r} is not defined", f"did you mean {close[0]}?" if close else None)
-        return self.outer[name]
+        return plain(self.outer[name])
 
     def frames(self) -> Iterator[Frame]:
         """Yield this frame and its callers."""
@@ -140,12 +143,3 @@ class Frame:
         while frame is not None:
             yield frame
             frame = frame.parent
-
-
-def _argument(node: ast.AST, parameter: str) -> ast.AST:
-    """Return the argument of a call that was passed for a parameter by keyword, or the node itself."""
-    if isinstance(node, ast.Call):
-        for keyword in node.keywords:
-            if keyword.arg == parameter:
-                return keyword.value
-    return node

@@ -25,6 +25,7 @@ from tilus.lang.arguments import (
     ArgumentError,
     a_dim,
     a_dtype,
+    a_flag,
     a_layout,
     a_sequence,
     a_shape,
@@ -87,6 +88,9 @@ def dot(build: Builder, a: Value, b: Value, acc: Value = None, acc_dtype: Value 
         Type of the zeros; by default i32 for integers and f32 for the others.
     """
     left, right = a_tile(a, "a"), a_tile(b, "b")
+    if not len(left.shape) == len(right.shape) == 2 or left.shape[1] != right.shape[0]:
+        message = f"dot multiplies (m, k) by (k, n), got shapes {left.shape} and {right.shape}"
+        raise ArgumentError("b", message, "x.T transposes, x.reshape(...) changes the number of dimensions")
     if left.dtype != right.dtype:
         message = f"dot multiplies tiles of one type, got {left.dtype} and {right.dtype}"
         raise ArgumentError("b", message, "convert one of them with .to(...)")
@@ -95,8 +99,6 @@ def dot(build: Builder, a: Value, b: Value, acc: Value = None, acc_dtype: Value 
         if acc_dtype is not None and acc_dtype != total.dtype:
             raise ArgumentError("acc_dtype", f"acc_dtype is {acc_dtype}, but acc is a tile of {total.dtype}")
     else:
-        if not len(left.shape) == len(right.shape) == 2:
-            raise TilusError(f"dot takes matrices, got tiles of shapes {left.shape} and {right.shape}")
         kind = (i32 if left.dtype.is_integer else f32) if acc_dtype is None else a_dtype(acc_dtype, "acc_dtype")
         total = zeros_tile(build, (left.shape[0], right.shape[1]), kind)
     return build.tile(Dot(left.tensor, right.tensor, total.tensor, loc=build.loc))
@@ -107,7 +109,7 @@ def _reduction(op: Literal["sum", "max", "min"], doc: str, elementwise: str) -> 
         if isinstance(x, (*NUMBER, Scalar)):
             raise expected("x", "a tile", x, elementwise)
         tile = a_tile(x, "x")
-        return b.tile(Reduce(tile.tensor, op, a_dim(dim, len(tile.shape)), bool(keepdims), loc=b.loc))
+        return b.tile(Reduce(tile.tensor, op, a_dim(dim, len(tile.shape)), a_flag(keepdims, "keepdims"), loc=b.loc))
 
     reduce.__doc__ = doc
     return LangFunction(reduce, op)
@@ -139,15 +141,24 @@ def reshape(b: Builder, x: Value, shape: Value) -> Tile:
                 "shape", f"cannot reshape {tile.shape} to {extents}: {tile.type.numel} elements do not divide"
             )
         extents = tuple(tile.type.numel // rest if n == -1 else n for n in extents)
-    return b.tile(Reshape(tile.tensor, a_shape(extents), loc=b.loc))
+    if math.prod(a_shape(extents)) != tile.type.numel:
+        message = f"cannot reshape {tile.shape} to {extents}: {tile.type.numel} elements are not {math.prod(extents)}"
+        raise ArgumentError("shape", message, "one extent may be -1: it is computed")
+    return b.tile(Reshape(tile.tensor, extents, loc=b.loc))
 
 
 @function()
 def slice_tile(b: Builder, x: Value, offset: Value, shape: Value) -> Tile:
     """Take the part of a tile at a compile-time offset; `x[a:b, c:d]` is the same."""
     tile = a_tile(x, "x")
-    where = tuple(an_int(o, "offset") for o in a_sequence(offset))
-    return b.tile(Slice(tile.tensor, where, a_shape(shape), loc=b.loc))
+    where, extents = tuple(an_int(o, "offset") for o in a_sequence(offset)), a_shape(shape)
+    if not len(where) == len(extents) == len(tile.shape):
+        raise TilusError(
+            f"a slice of a tile of shape {tile.shape} needs as many offsets and extents, got {where} and {extents}"
+        )
+    if not all(o >= 0 and o + n <= e for o, n, e in zip(where, extents, tile.shape, strict=True)):
+        raise TilusError(f"the slice at {where} of shape {extents} leaves the tile of shape {tile.shape}")
+    return b.tile(Slice(tile.tensor, where, extents, loc=b.loc))
 
 
 @function()

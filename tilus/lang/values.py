@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from tilus.dtypes import DataType
 from tilus.ir.expr import Expr, Tensor, Var, dtype_of
 from tilus.ir.types import RegisterType, SharedType
@@ -117,6 +119,11 @@ class Text:
 RUNTIME = (Scalar, Pointer, Tile, View, SharedTile, Range, Text)
 Number: TypeAlias = int | float
 NUMBER = (bool, int, float)
+
+
+def plain(value: Value) -> Value:
+    """Return a NumPy number as a Python number, and anything else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def is_runtime(value: Value) -> bool:

@@ -137,7 +137,8 @@ def _adopts(number: float, scalar: Scalar) -> bool:
 
 def _changed(name: str, binding: Binding, old: Value, new: Value) -> TilusError:
     before = f"{describe(old)} before the loop or branch (line {binding.loc.line})"
-    message = f"{name!r} is {before}, and becomes {describe(new)} in it"
+    after = describe(new) if describe(new) != describe(old) else "another one"
+    message = f"{name!r} is {before}, and becomes {after} in it"
     if isinstance(old, Scalar | Tile) and isinstance(new, Scalar | Tile | float):
         if isinstance(old, Scalar) and old.dtype.is_integer and getattr(new, "dtype", None) != old.dtype:
             return TilusError(
@@ -146,9 +147,7 @@ def _changed(name: str, binding: Binding, old: Value, new: Value) -> TilusError:
         return TilusError(
             message, hint=f"keep its type, for instance with .to({old.dtype}), or use another name inside"
         )
-    return TilusError(
-        message, hint="it must keep its type; use another name inside, or unroll the loop with static_range"
-    )
+    return TilusError(message, hint="use another name inside, or unroll the loop with static_range")
 
 
 def same(a: Value, b: Value) -> bool:
