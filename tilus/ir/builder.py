@@ -86,7 +86,7 @@ class Builder:
         layout: RegisterLayout | SharedLayout | None = None,
         out: Tensor | Var | None = None,
         selected: Selected | None = None,
-    ) -> Any:  # noqa: ANN401 - what comes out follows from the instruction
+    ) -> Any:
         """Add an instruction and return its result: a new tensor or scalar, or None where it has none.
 
         Parameters

@@ -17,7 +17,7 @@ def alpha_equal(p: Node, q: Node) -> bool:
     return _equal(p, q, {}, {})
 
 
-def _equal(a: Any, b: Any, there: dict[Any, Any], back: dict[Any, Any]) -> bool:  # noqa: ANN401
+def _equal(a: Any, b: Any, there: dict[Any, Any], back: dict[Any, Any]) -> bool:
     if isinstance(a, Node):
         if type(a) is not type(b):
             return False
@@ -32,5 +32,5 @@ def _equal(a: Any, b: Any, there: dict[Any, Any], back: dict[Any, Any]) -> bool:
     return bool(a == b)
 
 
-def _typed(var: Any) -> Any:  # noqa: ANN401 - Var and Tensor, which this module need not know
+def _typed(var: Any) -> Any:
     return var.type

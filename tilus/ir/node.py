@@ -56,7 +56,7 @@ def map_children(node: N, f: Callable[[Node], Any]) -> N:
     return replace(node, **changes) if changes else node
 
 
-def _map_value(value: Any, f: Callable[[Node], Any]) -> Any:  # noqa: ANN401 - whatever a field holds
+def _map_value(value: Any, f: Callable[[Node], Any]) -> Any:
     if isinstance(value, Node):
         return f(value)
     if not isinstance(value, tuple) or not value:
@@ -78,7 +78,7 @@ def children(node: Node) -> Iterator[Node]:
         yield from _nodes_in(getattr(node, name))
 
 
-def _nodes_in(value: Any) -> Iterator[Node]:  # noqa: ANN401 - whatever a field holds
+def _nodes_in(value: Any) -> Iterator[Node]:
     if isinstance(value, Node):
         yield value
     elif isinstance(value, tuple):
@@ -93,7 +93,7 @@ def walk(node: Node) -> Iterator[Node]:
         yield from walk(child)
 
 
-def rewrite(node: Any, rule: Callable[[Node], Any]) -> Any:  # noqa: ANN401 - the rule decides what comes out
+def rewrite(node: Any, rule: Callable[[Node], Any]) -> Any:
     """Rewrite bottom-up: children first, then `rule(node)`, where None keeps the node."""
     node = map_children(node, lambda child: rewrite(child, rule))
     new = rule(node)

@@ -39,11 +39,11 @@ class Operator:
     precedence: int = 0
 
 
-def _erf(x: Any) -> Any:  # noqa: ANN401 - a scalar or an array
+def _erf(x: Any) -> Any:
     return np.vectorize(math.erf, otypes=[np.float64])(x).astype(np.asarray(x).dtype)
 
 
-def _rsqrt(x: Any) -> Any:  # noqa: ANN401 - a scalar or an array
+def _rsqrt(x: Any) -> Any:
     return (1 / np.sqrt(x)).astype(np.asarray(x).dtype)
 
 

@@ -5,7 +5,8 @@ param     := NAME ":" type ["%" INT]
 statement := NAME ":" type "=" (expr | inst) | NAME "=" (expr | inst) | inst | "break" | "continue"
            | "if" expr block ["else" block] | "while" expr block
            | "for" NAME [":" type] "in" "range" "(" expr "," expr "," INT ")" ["unroll"] block
-inst      := NAME "(" [field "=" value ("," field "=" value)*] ")" [":" ATOM ["width" "=" INT] ["unmasked" "=" "(" INT,* ")"] [STRING]]
+inst      := NAME "(" [field "=" value ("," field "=" value)*] ")" [":" selected]
+selected  := ATOM ["width" "=" INT] ["unmasked" "=" "(" INT,* ")"] [STRING]
 
 What stands in a field follows from the annotation of the instruction's dataclass.
 """
@@ -170,7 +171,6 @@ class _Reader:
 
     def block(self) -> tuple[Stmt, ...]:
         self.expect("{")
-        self.end_line()
         return self.rest_of_block()
 
     def rest_of_block(self) -> tuple[Stmt, ...]:
@@ -374,11 +374,14 @@ class _Reader:
                 break
             depth += (token.text in ("(", "[")) - (token.text in (")", "]"))
             self.position += 1
+        text = self.source.text[start.offset : max(start.offset, self.tokens[self.position - 1].end)]
         try:
-            return self.attempt(start, read, self.source.text[start.offset : self.tokens[self.position - 1].end])
+            return read(text)
         except ParseError as error:
             inside = error.loc.column - 1 if error.loc is not None else 0
             self.source.fail(error.message, start.offset + inside, error.hint)
+        except LayoutError as error:
+            self.fail(error.message, start, error.hint)
 
     # Expressions
 

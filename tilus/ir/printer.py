@@ -64,6 +64,10 @@ class Names:
         self._taken.add(name)
         return name
 
+    def show_types(self) -> None:
+        """Show the type of every variable again where it is next defined."""
+        self._typed.clear()
+
     def declare(self, var: Var | Tensor) -> str:
         """Return `name: type` the first time, `name` from then on."""
         if var in self._typed:

@@ -94,8 +94,8 @@ class _Checker:
         self.loops: list[_Loop] = []
         self.once: set[Tensor] = set()  # global views and shared tensors that have their definition
         self.threads = program.num_threads
-        self.at: Node = program  # the statement being checked, and its line of IR
-        self.line = ""
+        self.at: Stmt | Program = program  # what is being checked
+        self.line = ""  # the line of the header that is being checked
         self.names = Names()
         to_text(program, self.names)  # so that one line of it is printed with the names it has in the whole
 
@@ -107,7 +107,9 @@ class _Checker:
     def complain(self, message: str, node: Node, hint: str | None = None) -> None:
         # A variable's place is its declaration, and what a pass made has none: then the statement's is shown.
         placed = node if node.loc is not None and not is_identity(node) else self.at
-        self.breaches.append(_Breach(message, placed, self.line, hint))
+        self.names.show_types()
+        line = self.line if self.at is self.program else to_text(self.at, self.names).partition("\n")[0]
+        self.breaches.append(_Breach(message, placed, line, hint))
 
     def header(self) -> None:
         p = self.program
@@ -137,7 +139,7 @@ class _Checker:
 
     def body(self, body: tuple[Stmt, ...], defined: Defined) -> Defined:
         for stmt in body:
-            self.at, self.line = stmt, to_text(stmt, self.names).partition("\n")[0]
+            self.at = stmt
             defined = self.statement(stmt, defined)
         return defined
 
