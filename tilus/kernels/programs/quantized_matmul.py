@@ -92,9 +92,8 @@ def quantized_matmul(
     STEP = min(GROUP, BK) if GROUP else BK
     launch(blocks=(cdiv(m, BM), cdiv(n, BN)), warps=WARPS)
     col, tile_n, tiles_k = block_id(0) * BM, block_id(1), cdiv(k, BK)
-    row = tile_n * BN
     gw = global_view(w, shape=(cdiv(n, BN), tiles_k, *words.shape))
-    gx = global_view(x, shape=(m, k))
+    row, gx = tile_n * BN, global_view(x, shape=(m, k))
     gs = global_view(scales, shape=(n, groups), strides=(1, n))
     gz = global_view(zero_points, shape=(n, groups), strides=(1, n))
     if STAGES:
