@@ -61,7 +61,7 @@ class Analysis:
     lets : dict
         Definition of the variables that have exactly one.
     loops : dict
-        The loop of every loop variable.
+        The loops that count with each variable.
     grid : tuple of Expr
     alignment : dict
         Bytes that divide the address in a pointer parameter.
@@ -72,7 +72,7 @@ class Analysis:
     grid: tuple[Expr, ...]
     ranges: dict[Var, Range] = field(default_factory=dict)
     lets: dict[Var, Expr] = field(default_factory=dict)
-    loops: dict[Var, For] = field(default_factory=dict)
+    loops: dict[Var, list[For]] = field(default_factory=dict)
     alignment: dict[Var, int] = field(default_factory=dict)
     changing: frozenset[Node] = frozenset()
 
@@ -173,8 +173,8 @@ class Analysis:
         if not self.is_steady(term):
             return []
         match term:
-            case Var() if term in self.loops:
-                return self._loop_bounds(self.loops[term], upper)
+            case Var() if len(self.loops.get(term, ())) == 1:
+                return self._loop_bounds(self.loops[term][0], upper)
             case BlockId(axis=axis) if upper and axis < len(self.grid) and self.is_steady(self.grid[axis]):
                 extent = self.sum_of(self.grid[axis])
                 below = [(1, extent.plus(Sum((), -1)))]
@@ -209,7 +209,7 @@ def analyze(program: Program) -> Analysis:
             case Let(var=var, value=value) | Assign(var=var, value=value):
                 definitions.setdefault(var, []).append(value)
             case For(var=var):
-                analysis.loops[var] = node
+                analysis.loops.setdefault(var, []).append(node)
             case InstStmt(out=Var() as var):
                 analysis.ranges[var] = ranges.of_type(var.type.dtype)
             case InstStmt(inst=GlobalView(shape=extents)):
@@ -274,12 +274,14 @@ def _widened(old: Range, new: Range, var: Var) -> Range:
 
 def _defined_range(analysis: Analysis, var: Var, definitions: list[Expr] | None, waiting: set[Var]) -> Range | None:
     """Return the range of all that a variable is given so far, None if nothing yet."""
+
+    def waits(*exprs: Expr) -> bool:
+        return any(node in waiting for expr in exprs for node in walk(expr))
+
     if definitions is None:
-        loop = analysis.loops[var]
-        ready = not any(node in waiting for bound in (loop.start, loop.stop) for node in walk(bound))
-        found = [_loop_range(analysis, loop)] if ready else []
+        found = [_loop_range(analysis, loop) for loop in analysis.loops[var] if not waits(loop.start, loop.stop)]
     else:
-        found = [analysis.of(d) for d in definitions if not any(node in waiting for node in walk(d))]
+        found = [analysis.of(d) for d in definitions if not waits(d)]
     if var in analysis.ranges:
         found.append(analysis.ranges[var])
     return reduce(ranges.join, found) if found else None

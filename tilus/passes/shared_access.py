@@ -69,7 +69,7 @@ def tile_layout(layout: SharedLayout, access: SharedAccess) -> SharedLayout | No
 
 @lru_cache(maxsize=1024)
 def contiguous_run(layout: SharedLayout, dim: int) -> int:
-    """Return the greatest power of two w such that aligned runs of w elements along `dim` lie contiguous and aligned."""
+    """Return the greatest power of two w such that aligned runs of w along `dim` lie contiguous and aligned."""
     table = np.moveaxis(offset_table(layout), dim, -1)
     width = 1
     while layout.shape[dim] % (width * 2) == 0:

@@ -103,8 +103,9 @@ def _has(tensor: Tensor) -> RegisterLayout | SharedLayout | None:
 
 
 def _laid_out(tensor: Tensor, layout: RegisterLayout | SharedLayout) -> Tensor:
-    match tensor.type, layout:
-        case (RegisterType() as kind, RegisterLayout()) | (SharedType() as kind, SharedLayout()):
-            return replace(tensor, type=replace(kind, layout=layout))
-        case _:
-            raise InternalError(f"{tensor.name} of type {tensor.type} cannot have layout {layout}")
+    kind = tensor.type
+    if isinstance(kind, RegisterType) and isinstance(layout, RegisterLayout):
+        return replace(tensor, type=replace(kind, layout=layout))
+    if isinstance(kind, SharedType) and isinstance(layout, SharedLayout):
+        return replace(tensor, type=replace(kind, layout=layout))
+    raise InternalError(f"{tensor.name} of type {kind} cannot have layout {layout}")
