@@ -314,8 +314,9 @@ class _Reader:
         return found if isinstance(found, Var) else self.fail(f"{token.text!r} is a tensor, not a scalar", token)
 
     def operand(self) -> Tensor | Expr:
-        known = self.variables.get(self.peek().text)
-        return self.tensor() if isinstance(known, Tensor) and self.peek().kind == "name" else self.expr()
+        # A variable may be called what a type or operator is: `f32` is the tensor, `f32(x)` the cast.
+        alone = self.peek().kind == "name" and self.peek(1).text != "("
+        return self.tensor() if alone and isinstance(self.variables.get(self.peek().text), Tensor) else self.expr()
 
     def truth(self) -> bool:
         if self.at("true") or self.at("false"):

@@ -44,7 +44,7 @@ class InstructionSpec:
     check: Callable[[Any], None] | None
 
 
-I = TypeVar("I", bound=Instruction)
+I = TypeVar("I", bound=Instruction)  # noqa: E741 - the letter of the thing
 INSTRUCTIONS: dict[type[Instruction], InstructionSpec] = {}
 BY_NAME: dict[str, InstructionSpec] = {}
 
