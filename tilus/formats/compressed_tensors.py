@@ -137,7 +137,8 @@ def _unpack(path: Path, name: str, words: np.ndarray, kind: DataType, count: int
     if words.shape[1] == -(-count * kind.nbits // 32):
         bits = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")[:, : count * kind.nbits]
         weights = (1 << np.arange(kind.nbits)).astype(np.uint8)
-        return (bits.reshape(len(words), count, kind.nbits) * weights).sum(axis=2).astype(np.uint8)
+        codes: np.ndarray = (bits.reshape(len(words), count, kind.nbits) * weights).sum(axis=2).astype(np.uint8)
+        return codes
     if words.shape[1] == -(-count // per_word):
         shifts = np.arange(per_word, dtype=np.uint32) * kind.nbits
         fields = (words[:, :, None] >> shifts) & np.uint32(kind.num_codes - 1)

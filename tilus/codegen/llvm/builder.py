@@ -1,7 +1,7 @@
 """LLVM IR text, one line at a time.
 
-A value is its spelling with its type, `Value("<8 x float>", "%12")`. Variables are allocas in the entry block, which the
-optimiser turns into registers (mem2reg), so emitters need no phi nodes for them.
+A value is its spelling with its type, `Value("<8 x float>", "%12")`. Variables are allocas in the entry block, which
+the optimiser turns into registers (mem2reg), so emitters need no phi nodes for them.
 """
 
 from __future__ import annotations

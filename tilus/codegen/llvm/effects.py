@@ -96,7 +96,7 @@ def load_scalar(c: Context, s: InstStmt, out: Var, inst: LoadElement) -> None:
 
 
 def nothing(c: Context, s: InstStmt, out: None, inst: Instruction) -> None:
-    """A block is one warp of SIMD lanes in lockstep: barriers and waits have nothing to wait for."""
+    """Write nothing: a block is one warp of SIMD lanes in lockstep, and copies are done at once."""
 
 
 def atomic_add(c: Context, s: InstStmt, out: None, inst: AtomicAdd) -> None:

@@ -23,7 +23,7 @@ _ROUND = {"floor": "floor", "ceil": "ceil", "round": "rint", "sqrt": "sqrt"}
 
 
 def apply(b: Builder, op: str, dtype: DataType, args: list[Value]) -> Value:
-    """Apply an operator to operands of the compute type of `dtype`; the result is of that type (or i1), not yet wrapped."""
+    """Apply an operator to operands of the compute type of `dtype`; the result is of that type or i1, not wrapped."""
     if op == "where":
         return b.select(args[0], args[1], args[2])
     if op in _COMPARE:

@@ -105,8 +105,9 @@ def shared_place(c: Context, t: Tensor, offset: Sequence[Expr], dims: tuple[int,
     strides = [g[0].stride if g else 0 for g in groups] if plain else None
     extents = [constant("i64", n) for n in layout.shape]
     corner = [index(c, o) for o in offset]
+    inside = frozenset(range(len(groups)))
     return Place(
-        pointer, inst.dtype, corner, extents, strides, lambda i: shared_address(c.b, layout, i), dims, frozenset(range(len(groups)))
+        pointer, inst.dtype, corner, extents, strides, lambda i: shared_address(c.b, layout, i), dims, inside
     )  # fmt: skip
 
 

@@ -33,7 +33,7 @@ from tilus.layouts import flat_index_table, index_table
 
 
 def full(c: Context, out: Tensor, inst: Full) -> None:
-    """A scalar in every element."""
+    """Put a scalar in every element."""
     _, layout = register(out)
     value = scalar(c, inst.value)
     lanes = c.b.splat(value)
@@ -50,7 +50,7 @@ def arange(c: Context, out: Tensor, inst: Arange) -> None:
 
 
 def copy(c: Context, out: Tensor, inst: Copy) -> None:
-    """The same vectors."""
+    """Copy the vectors."""
     for source, target in zip(c.slots(inst.x), c.slots(out), strict=True):
         c.b.store(c.b.load(c.lanes(out.type.dtype), source), target)
 
@@ -61,7 +61,7 @@ def cast(c: Context, out: Tensor, inst: Cast) -> None:
 
 
 def view(c: Context, out: Tensor, inst: View) -> None:
-    """The same bits; nothing is moved between 32-bit words."""
+    """Keep the bits; nothing is moved between 32-bit words."""
     c.write_words(out, c.read_words(inst.x))
 
 
@@ -83,13 +83,13 @@ def transpose(c: Context, out: Tensor, inst: Transpose) -> None:
 
 
 def reshape(c: Context, out: Tensor, inst: Reshape) -> None:
-    """The element of the same row-major number."""
+    """Take the element of the same row-major number."""
     flat = flat_index_table(register(out)[1])
     _moved(c, out, inst.x, np.stack(np.unravel_index(flat, register(inst.x)[0].shape), axis=-1))
 
 
 def slice_(c: Context, out: Tensor, inst: Slice) -> None:
-    """The element shifted by the offset."""
+    """Take the element shifted by the offset."""
     _moved(c, out, inst.x, index_table(register(out)[1]) + np.array(inst.offset))
 
 
