@@ -8,11 +8,13 @@ without a cache, and a warning says so once.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -23,7 +25,9 @@ from tilus.runtime.knobs import knobs
 PACKAGE = Path(__file__).parent.parent
 _MANIFEST = "manifest.json"
 _PENDING = "pending-"  # folders that are being written, or removed
+_STALE_SECONDS = 3600  # a writer that has not finished by then never will
 _ATTEMPTS = 3
+_OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EACCES)  # the last one is Windows'
 _warned: set[Path] = set()
 
 
@@ -105,18 +109,26 @@ def _publish(pending: Path, entry: Path) -> None:
         try:
             os.replace(pending, entry)
             return
-        except OSError:
-            if not entry.exists():
+        except OSError as error:
+            if error.errno not in _OCCUPIED:
                 raise
             _discard(entry)
 
 
 def clear() -> None:
-    """Remove all entries."""
+    """Remove all entries, and what crashed writers left behind."""
     for entry in _entries():
         _discard(entry)
     for pending in knobs.cache_dir.glob(f"??/{_PENDING}*"):
-        shutil.rmtree(pending, ignore_errors=True)
+        if time.time() - _modified(pending) > _STALE_SECONDS:
+            shutil.rmtree(pending, ignore_errors=True)
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # finished meanwhile
+        return time.time()
 
 
 def size() -> int:
@@ -146,12 +158,12 @@ def _checksum(data: bytes) -> str:
 def _discard(entry: Path) -> None:
     """Remove an entry so that nobody sees it in part: rename it, then delete it."""
     try:
-        trash = Path(tempfile.mkdtemp(prefix=_PENDING, dir=entry.parent))
-        os.replace(entry, trash / entry.name)
-        shutil.rmtree(trash, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=_PENDING, dir=entry.parent, ignore_cleanup_errors=True) as trash:
+            os.replace(entry, Path(trash) / entry.name)
+    except FileNotFoundError:  # somebody else was faster
+        return
     except OSError as error:
-        if entry.exists():
-            _warn(error)
+        _warn(error)
 
 
 def _warn(error: OSError) -> None:

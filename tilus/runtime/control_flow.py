@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from tilus.runtime.sass import Function, Instruction
 
 # After these the next instruction is reached only if a guard holds them back.
-_ENDS = {"EXIT", "RET", "KILL", "BRA", "BRX", "BRXU", "JMP", "JMX", "JMXU"}
 _JUMPS = {"BRA", "JMP"}
+_INDEXED = {"BRX", "BRXU", "JMX", "JMXU"}
+_ENDS = {"EXIT", "RET", "KILL"} | _JUMPS | _INDEXED
 _TABLE_NOTE = "BRANCH_TARGETS"  # nvdisasm lists what an indexed branch may reach
 
 
@@ -48,12 +49,14 @@ def basic_blocks(function: Function) -> tuple[Block, ...]:
 
 
 def _targets(instruction: Instruction, function: Function) -> list[int]:
-    """Return the indices of the instructions that a branch may jump to."""
+    """Return the indices of the instructions that a branch may jump to; calls and returns count as no branch."""
+    if instruction.opcode not in _JUMPS | _INDEXED:
+        return []
     names = [operand for operand in instruction.operands if operand in function.labels]
     for note in instruction.notes:
         if note.startswith(_TABLE_NOTE):
             names += [name.strip() for name in note.removeprefix(_TABLE_NOTE).split(",")]
-    return [function.labels[name] // 16 for name in names] if instruction.opcode in _ENDS else []
+    return [function.labels[name] // 16 for name in names]
 
 
 def _successors(function: Function, end: int, number: dict[int, int]) -> tuple[int, ...]:

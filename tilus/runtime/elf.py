@@ -98,7 +98,7 @@ def read_cubin(data: bytes) -> Cubin:
     try:
         sections = _sections(data)
         return Cubin(_arch(data), {section.name: section for section in sections}, _symbols(sections))
-    except (struct.error, IndexError, ValueError) as error:
+    except (struct.error, IndexError, ValueError, OverflowError) as error:
         raise FormatError(f"the cubin is truncated or altered: {error}", hint="compile the kernel again") from error
 
 

@@ -168,7 +168,7 @@ def read_resources(cubin: bytes, *, kernel: str | None = None, dynamic_shared: i
     name = _choose(elf.kernels, kernel)
     try:
         return _resources(elf, name, dynamic_shared)
-    except (struct.error, IndexError, ValueError) as error:
+    except (struct.error, IndexError, ValueError, OverflowError) as error:
         raise FormatError(f"the cubin's facts about {name!r} make no sense", hint="compile the kernel again") from error
 
 
