@@ -34,10 +34,6 @@ _OVERRIDES: ContextVar[Mapping[str, Any] | None] = ContextVar("tilus_knobs", def
 _BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
-class KnobError(TilusError, ValueError):
-    """A knob was given a value that it does not take, or does not exist."""
-
-
 @dataclass(frozen=True, slots=True)
 class Knob(Generic[T]):
     """One setting.
@@ -123,7 +119,7 @@ def _checked(name: str, knob: Knob[T], value: Any) -> T:
     try:
         return knob.check(value)
     except ValueError as error:
-        raise KnobError(f"{name} must be {error}, got {value!r}") from None
+        raise TilusError(f"{name} must be {error}, got {value!r}") from None
 
 
 class Knobs:
@@ -162,12 +158,12 @@ class Knobs:
 
         Raises
         ------
-        KnobError
+        TilusError
             If there is no such knob, or if it does not take the value; then nothing is overridden.
         """
         unknown = sorted(overrides.keys() - KNOBS.keys())
         if unknown:
-            raise KnobError(f"there is no knob {', '.join(unknown)}", hint=f"there are {', '.join(KNOBS)}")
+            raise TilusError(f"there is no knob {', '.join(unknown)}", hint=f"there are {', '.join(KNOBS)}")
         checked = {name: _checked(f"knob {name}", KNOBS[name], value) for name, value in overrides.items()}
         token = _OVERRIDES.set({**(_OVERRIDES.get() or {}), **checked})
         try:
@@ -176,7 +172,7 @@ class Knobs:
             _OVERRIDES.reset(token)
 
     def __setattr__(self, name: str, value: object) -> None:
-        raise KnobError(
+        raise TilusError(
             f"knob {name} cannot be assigned",
             hint=f"use `with tilus.knobs.scope({name}=...)`, or set the environment variable",
         )

@@ -49,8 +49,10 @@ def _slot(index: int, value: Argument) -> bytes:
     match value:
         case bytes():
             data = value
-        case bool() | np.generic():
-            data = np.asarray(value).tobytes()
+        case np.generic():
+            data = value.tobytes()
+        case bool():
+            data = bytes([value])
         case int() if -(1 << 63) <= value < 1 << 64:
             data = (value & (1 << 64) - 1).to_bytes(_SLOT, "little")
         case float():
