@@ -19,6 +19,12 @@ settings.register_profile("ci", parent=settings.get_profile("default"), derandom
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_kernels(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep compiled kernels out of the user's cache; a run that names a folder keeps them there from run to run."""
+    os.environ.setdefault("TILUS_CACHE_DIR", str(tmp_path_factory.mktemp("kernels")))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden files instead of comparing")
 

@@ -1,0 +1,41 @@
+"""The quantized matmul on the CPU against float64, for every weight type, within the derived tolerance."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from tests.kernels.cases import ACTIVATIONS, TYPES, WEIGHTS, activations, bias_of, weight
+from tests.kernels.pairwise import pairwise
+from tests.tolerance import check
+from tilus.kernels.dispatch import matmul
+
+# Tiles are 4 x 128 on the CPU: extents below, at and beyond them, none a multiple of the groups but by chance.
+CASES = pairwise(
+    {
+        "name": TYPES,
+        "m": (1, 3, 16, 33, 128),
+        "group": (32, 64, 128, -1),
+        "shape": ((37, 300), (64, 256), (5, 77), (130, 129), (1, 515)),
+        "activation": ACTIVATIONS,
+        "bias": (False, True),
+        "zero_point": (False, True),
+    },
+    lambda case: not case.get("zero_point") or case.get("name", "u1")[0] in "ui",
+)
+
+
+def test_the_cases_cover_what_they_say():
+    for a, b in (("name", "m"), ("name", "group"), ("name", "activation"), ("m", "group"), ("m", "shape")):
+        values = {p: {c[p] for c in CASES} for p in (a, b)}
+        assert {(c[a], c[b]) for c in CASES} == set(product(values[a], values[b]))
+    assert {(c["name"], c["zero_point"]) for c in CASES} == set(WEIGHTS)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(str(v) for v in c.values()))
+def test_cpu_is_exact_up_to_rounding(case):
+    n, k = case["shape"]
+    w = weight(case["name"], case["zero_point"], case["group"], n, k)
+    x = activations(case["activation"], case["m"], k)
+    bias = bias_of(case["activation"], n, case["bias"])
+    check(matmul(x, w, bias), x, w, bias)
