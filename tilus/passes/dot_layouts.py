@@ -138,8 +138,8 @@ def fma_from(known: RegisterLayout, operand: int, m: int, n: int, k: int, target
     missing = (N, M, K)[operand]
     threads, rest = _spread_replicas(_renumbered(known.spatial_digits, dims), missing, extents[missing])
     kept = _renumbered(known.local_digits, dims)
-    # Along k just outside the columns, so that a row of a and a row of b both stay in order; otherwise outside all.
-    place = len(kept) if missing == K else 0
+    # Locals in the order m, k, n keep the rows of a, of b and of c in order.
+    place = 0 if missing == M else len(kept)
     while missing == K and place and kept[place - 1].dim == N:
         place -= 1
     kept.insert(place, Digit(rest, missing, 1))
