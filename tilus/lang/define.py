@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from tilus.dtypes import DataType, boolean, f32, i32
 from tilus.errors import DTypeError, LangError, Loc, TilusError
@@ -23,6 +23,22 @@ from tilus.lang.frame import Binding, Frame
 from tilus.lang.source import Source, read_source
 from tilus.lang.statements import execute
 from tilus.lang.values import Pointer, Scalar, plain
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _short_traceback(method: Callable[P, R]) -> Callable[P, R]:
+    """Raise errors of the user's text from here: how it was evaluated is no help."""
+
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(*args, **kwargs)
+        except LangError as error:
+            raise error.with_traceback(None) from None
+
+    return call
 
 
 class _Required:
@@ -86,6 +102,7 @@ class KernelDef:
     constants: tuple[Constant, ...]
     source: Source = field(repr=False)
 
+    @_short_traceback
     def param_types(self, constants: Mapping[str, Any]) -> tuple[ScalarType | PointerType, ...]:
         """Return the types of the run-time parameters for some constants.
 
@@ -93,9 +110,9 @@ class KernelDef:
         ------
         LangError : if a constant is missing or unknown, or an annotation is no type.
         """
-        with _short_traceback():
-            return self._types(self._complete(constants))
+        return self._types(self._complete(constants))
 
+    @_short_traceback
     def specialize(self, constants: Mapping[str, Any], multiples: Mapping[str, int] | None = None) -> Program:
         """Return the program for some constants.
 
@@ -110,8 +127,7 @@ class KernelDef:
         ------
         LangError : for every mistake in the kernel's text, with its place.
         """
-        with _short_traceback():
-            return self._program(self._complete(constants), dict(multiples or {}))
+        return self._program(self._complete(constants), dict(multiples or {}))
 
     # --- signature ---
 
@@ -222,15 +238,6 @@ def _with_layouts(program: Program, build: Builder) -> Program:
             except TilusError as error:
                 raise LangError(error.message, loc=node.loc, hint=error.hint) from None
     return program
-
-
-@contextmanager
-def _short_traceback() -> Iterator[None]:
-    """Raise errors of the user's text from here: how it was evaluated is no help."""
-    try:
-        yield
-    except LangError as error:
-        raise error.with_traceback(None) from None
 
 
 def define(function: Callable[..., Any]) -> KernelDef:
