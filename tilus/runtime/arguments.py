@@ -79,13 +79,20 @@ def check_argument(name: str, kind: PointerType | ScalarType, value: Any) -> Buf
             f"argument {name!r} must be an array of {kind.dtype}, got {came}",
             hint="pass a NumPy array or a torch tensor",
         )
-    packed = kind.dtype.nbits < 8 and buffer.dtype in (dtype("u8"), dtype("u32"), dtype("i32"))
-    if buffer.dtype != kind.dtype and not packed:
+    if not _carries(buffer.dtype, kind.dtype):
         raise LaunchError(
             f"argument {name!r} must be an array of {kind.dtype}, got {buffer.dtype}",
             hint="convert it, or annotate the parameter with the type you pass",
         )
     return buffer
+
+
+def _carries(given: DataType, wanted: DataType) -> bool:
+    """Whether an array's elements can be read as what a kernel wants: the same bits, or words that hold packed codes."""
+    if wanted.nbits < 8:
+        return given.is_integer and given.nbits in (8, 32)
+    same_width = given.is_integer and wanted.is_integer and given.nbits == wanted.nbits
+    return given == wanted or same_width  # torch has few operations on unsigned integers
 
 
 def _number(name: str, kind: DataType, value: Any) -> int | float:
