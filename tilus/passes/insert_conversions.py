@@ -89,7 +89,7 @@ class _Inserter:
         operands = register_operands(stmt.inst)
         out = stmt.out if isinstance(stmt.out, Tensor) and isinstance(stmt.out.type, RegisterType) else None
         have = [layout_of(x) for x in operands]
-        choice = self.choose(stmt, have, None if out is None else layout_of(out))
+        choice = self.choose(stmt, operands, have, out)
         if any(x != y for x, y in zip(have, choice.operands, strict=True)):
             new = [self.converted(x, layout) for x, layout in zip(operands, choice.operands, strict=True)]
             stmt = replace(stmt, inst=with_operands(stmt.inst, new))
@@ -99,15 +99,19 @@ class _Inserter:
         self.scopes[-1].statements.append(replace(stmt, out=raw))
         return InstStmt(out, ConvertLayout(raw, layout_of(out), loc=stmt.inst.loc), loc=stmt.loc)
 
-    def choose(self, stmt: InstStmt, have: Sequence[RegisterLayout], out: RegisterLayout | None) -> Choice:
-        choices = LAYOUT_RULES[type(stmt.inst)].choices(stmt.inst, have, out, self.machine)
+    def choose(
+        self, stmt: InstStmt, operands: Sequence[Tensor], have: Sequence[RegisterLayout], out: Tensor | None
+    ) -> Choice:
+        result = None if out is None else layout_of(out)
+        choices = LAYOUT_RULES[type(stmt.inst)].choices(stmt.inst, have, result, self.machine)
         if len(choices) == 1:
             return choices[0]
+        nbits = [register_type(x).dtype.nbits for x in operands]
 
         def cost(choice: Choice) -> float:
-            moved = sum(self.machine.cost(x, y) for x, y in zip(have, choice.operands, strict=True))
-            if out is not None and choice.out is not None:
-                moved += self.machine.cost(choice.out, out)
+            moved = sum(self.machine.cost(x, y, n) for x, y, n in zip(have, choice.operands, nbits, strict=True))
+            if out is not None and result is not None and choice.out is not None:
+                moved += self.machine.cost(choice.out, result, register_type(out).dtype.nbits)
             return moved + choice.work
 
         return min(choices, key=cost)

@@ -68,9 +68,9 @@ class Machine:
     target: Target
     num_threads: int
 
-    def cost(self, src: RegisterLayout, dst: RegisterLayout) -> float:
-        """Return about how many instructions a thread runs to convert one layout to another."""
-        size = max(src.local_size, dst.local_size)
+    def cost(self, src: RegisterLayout, dst: RegisterLayout, nbits: int) -> float:
+        """Return about how many instructions a thread runs to convert a tile of `nbits`-bit elements."""
+        size = max(src.local_size, dst.local_size) * max(nbits, 8) / 32  # 32-bit words
         match conversion_kind(src, dst, self.target.lanes):
             case "same":
                 return 0
@@ -315,11 +315,12 @@ def dot_choices(inst: Dot, known: Sequence[RegisterLayout | None], machine: Mach
 
 def best_dot(inst: Dot, out: Tensor, known: Known, machine: Machine) -> DotLayouts:
     """Return the way to run a product that costs least, conversions from the known layouts included."""
-    have = [known.get(x) for x in (inst.a, inst.b, inst.c, out)]
+    tensors = (inst.a, inst.b, inst.c, out)
+    have, nbits = [known.get(x) for x in tensors], [register_type(x).dtype.nbits for x in tensors]
 
     def cost(way: DotLayouts) -> float:
         want = (way.a, way.b, way.c, way.c)
-        moved = sum(machine.cost(x, y) for x, y in zip(have, want, strict=True) if x is not None)
+        moved = sum(machine.cost(x, y, n) for x, y, n in zip(have, want, nbits, strict=True) if x is not None)
         return moved + way.work
 
     return min(dot_choices(inst, have[:3], machine), key=cost)
