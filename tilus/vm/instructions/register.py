@@ -1,0 +1,164 @@
+"""Register tensors: each is one array of the tile's shape.
+
+Where threads and registers matter, `view` and the races of shared memory, the array is spread over them by the layout.
+That is the same as keeping an array of shape (threads, local) throughout, since all other instructions are defined by
+index: replicas can come to disagree in a `view` only, and there they are compared.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tilus.dtypes import DataType
+from tilus.ir.expr import Tensor, dtype_of
+from tilus.ir.instructions import (
+    Arange,
+    Cast,
+    ConvertLayout,
+    Copy,
+    Dot,
+    Elementwise,
+    Full,
+    Reduce,
+    Reshape,
+    Slice,
+    Transpose,
+    View,
+)
+from tilus.ir.stmt import InstStmt
+from tilus.ir.types import RegisterType
+from tilus.layouts import RegisterLayout, gather, local, locate_table, scatter
+from tilus.layouts.scratch import plan_scratch
+from tilus.vm.fault import Fault
+from tilus.vm.instructions.global_memory import layout_of
+from tilus.vm.registry import meaning
+from tilus.vm.values import Array, apply, cast, dot, from_codes, reduce, to_codes, wrap
+
+if TYPE_CHECKING:
+    from tilus.vm.machine import Block
+
+
+@meaning(Full)
+def full(block: Block, stmt: InstStmt, inst: Full) -> Array:
+    """Fill a tile."""
+    value = block.scalar(inst.value)
+    return np.full(inst.shape, value, value.dtype)
+
+
+@meaning(Arange)
+def arange(block: Block, stmt: InstStmt, inst: Arange) -> Array:
+    """Count along a dimension."""
+    along = [1] * len(inst.shape)
+    along[inst.dim] = inst.shape[inst.dim]
+    steps = np.arange(inst.shape[inst.dim], dtype=np.int64).reshape(along)
+    counted = wrap(dtype_of(inst.start), steps + block.integer(inst.start))
+    return np.array(np.broadcast_to(counted, inst.shape))
+
+
+@meaning(Copy)
+def copy(block: Block, stmt: InstStmt, inst: Copy) -> Array:
+    """Return the same elements."""
+    return block.tile(inst.x)
+
+
+@meaning(Cast)
+def cast_(block: Block, stmt: InstStmt, inst: Cast) -> Array:
+    """Convert every element."""
+    return cast(block.value(inst.x), inst.x.type.dtype, inst.dtype)
+
+
+@meaning(View)
+def view(block: Block, stmt: InstStmt, inst: View) -> Array:
+    """Reinterpret the bits of every thread."""
+    x = block.tile(inst.x)
+    source, layout = inst.x.type.dtype, layout_of(inst.x) or local(*x.shape)
+    bits = _bits_of(gather(layout, to_codes(source, x)), source)
+    if bits.shape != (inst.layout.num_threads, inst.layout.local_size * inst.dtype.nbits):
+        raise Fault(
+            f"view of {bits.shape[0]} threads with {bits.shape[1]} bits each as {inst.layout.num_threads} threads with "
+            f"{inst.layout.local_size * inst.dtype.nbits}",
+            hint=None if layout_of(inst.x) else f"{inst.x.name!r} has no layout: give it one with annotate",
+        )
+    registers = _codes_of(bits, inst.dtype)
+    tile = scatter(inst.layout, registers)
+    _check_replicas(inst.layout, registers, tile)
+    return from_codes(inst.dtype, tile)
+
+
+def _bits_of(codes: Array, kind: DataType) -> Array:
+    """Return the bits of each row of codes, lowest first: shape (rows, codes * nbits)."""
+    shifts = np.arange(kind.nbits, dtype=codes.dtype)
+    return ((codes[..., None] >> shifts) & codes.dtype.type(1)).astype(np.uint8).reshape(len(codes), -1)
+
+
+def _codes_of(bits: Array, kind: DataType) -> Array:
+    """Return the codes that rows of bits spell: the inverse of `_bits_of`."""
+    weights = np.left_shift(np.uint64(1), np.arange(kind.nbits, dtype=np.uint64))
+    groups = bits.reshape(len(bits), -1, kind.nbits).astype(np.uint64)
+    return np.asarray((groups * weights).sum(axis=-1, dtype=np.uint64).astype(kind.code_dtype))
+
+
+def _check_replicas(layout: RegisterLayout, registers: Array, tile: Array) -> None:
+    wrong = gather(layout, tile) != registers
+    if not np.any(wrong):
+        return
+    thread, place = (int(i) for i in np.argwhere(wrong)[0])
+    index = layout(thread, place)
+    holder = int(locate_table(layout)[0][index][0])
+    raise Fault(
+        f"replicas disagree: threads {holder} and {thread} both hold element {index} of {layout}, with different bits"
+    )
+
+
+@meaning(ConvertLayout)
+def convert_layout(block: Block, stmt: InstStmt, inst: ConvertLayout) -> Array:
+    """Return the same elements; on the way, scratch memory may be overwritten."""
+    x, source = block.tile(inst.x), layout_of(inst.x)
+    if stmt.selected is not None and stmt.selected.atom == "shared" and source is not None:
+        nbytes = max(8, inst.x.type.dtype.nbits) // 8
+        scratch = plan_scratch(source, inst.layout, nbytes)
+        block.shared.clobber(stmt.selected.width, scratch.layout.storage_size * nbytes)
+    return x
+
+
+@meaning(Elementwise)
+def elementwise(block: Block, stmt: InstStmt, inst: Elementwise) -> Array:
+    """Apply an operator; NumPy broadcasts as the instruction does."""
+    last = inst.args[-1]
+    kind = last.type.dtype if isinstance(last, Tensor) else dtype_of(last)
+    return apply(inst.op, kind, tuple(block.value(arg) for arg in inst.args))
+
+
+@meaning(Reduce)
+def reduce_(block: Block, stmt: InstStmt, inst: Reduce) -> Array:
+    """Reduce along one dimension."""
+    return reduce(inst.op, inst.x.type.dtype, block.value(inst.x), inst.dim, inst.keepdims)
+
+
+@meaning(Transpose)
+def transpose(block: Block, stmt: InstStmt, inst: Transpose) -> Array:
+    """Reorder dimensions."""
+    return block.tile(inst.x).transpose(inst.perm)
+
+
+@meaning(Reshape)
+def reshape(block: Block, stmt: InstStmt, inst: Reshape) -> Array:
+    """Rename indices in row-major order."""
+    return block.tile(inst.x).reshape(inst.shape)
+
+
+@meaning(Slice)
+def slice_(block: Block, stmt: InstStmt, inst: Slice) -> Array:
+    """Take a part."""
+    part = tuple(slice(o, o + n) for o, n in zip(inst.offset, inst.shape, strict=True))
+    return block.tile(inst.x)[part]
+
+
+@meaning(Dot)
+def dot_(block: Block, stmt: InstStmt, inst: Dot) -> Array:
+    """Multiply matrices."""
+    acc = inst.c.type
+    assert isinstance(acc, RegisterType)
+    return dot(block.value(inst.a), block.value(inst.b), block.value(inst.c), inst.a.type.dtype, acc.dtype)
