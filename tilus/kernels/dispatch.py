@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -13,6 +12,7 @@ from tilus.errors import LaunchError
 from tilus.kernels.configure import Device, constants, rows_per_block
 from tilus.kernels.programs import quantized_matmul
 from tilus.runtime.arguments import describe, is_torch
+from tilus.runtime.kernel import BoundKernel
 from tilus.runtime.weights.weight import QuantizedWeight, WeightFormat, as_dtype
 
 ACTIVATIONS = ("f16", "bf16", "f32")
@@ -92,14 +92,9 @@ def _device(x: Any) -> Device:
 
 
 @cache
-def _kernel(form: WeightFormat, activation: str, scale: str, bm: int, bias: bool) -> Callable[..., None]:
-    """Return the launch of one configuration."""
-    values = constants(form, as_dtype(activation), as_dtype(scale), bm, bias)
-
-    def launch(*args: Any) -> None:
-        quantized_matmul(*args, **values)
-
-    return launch
+def _kernel(form: WeightFormat, activation: str, scale: str, bm: int, bias: bool) -> BoundKernel:
+    """Return the kernel of one configuration."""
+    return quantized_matmul.bind(**constants(form, as_dtype(activation), as_dtype(scale), bm, bias))
 
 
 def _no_zero_points(form: WeightFormat, x: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -88,7 +87,7 @@ def check_argument(name: str, kind: PointerType | ScalarType, value: Any) -> Buf
 
 
 def _carries(given: DataType, wanted: DataType) -> bool:
-    """Whether an array's elements can be read as what a kernel wants: the same bits, or words that hold packed codes."""
+    """Whether an array holds what a kernel wants: elements of the same bits, or words of packed codes."""
     if wanted.nbits < 8:
         return given.is_integer and given.nbits in (8, 32)
     same_width = given.is_integer and wanted.is_integer and given.nbits == wanted.nbits
@@ -118,24 +117,24 @@ def multiple_of(value: Buffer | int | float) -> int:
     return 16 if isinstance(number, int) and number % 16 == 0 else 1
 
 
-_FORMATS = {"i32": "q", "i64": "q", "u32": "Q", "u64": "Q", "i16": "q", "u16": "Q", "i8": "q", "u8": "Q", "bool": "Q"}
+def slot_format(kind: PointerType | ScalarType) -> str:
+    """Return the `struct` code of the 8-byte slot of an argument.
+
+    Integers are extended; a float keeps its own bits in the low bytes.
+    """
+    if isinstance(kind, PointerType):
+        return "Q"
+    if kind.dtype.is_float:
+        codes = {"f16": "e6x", "f32": "f4x", "f64": "d"}
+        if kind.dtype.name not in codes:
+            raise LaunchError(f"a scalar argument cannot be {kind.dtype}", hint=f"use one of {', '.join(codes)}")
+        return codes[kind.dtype.name]
+    return "q" if kind.dtype.is_signed else "Q"
 
 
-def pack_slot(kind: PointerType | ScalarType, value: Buffer | int | float) -> bytes:
-    """Return the 8-byte slot of one argument: integers extended, floats in their own bits in the low bytes."""
-    if isinstance(value, Buffer):
-        return struct.pack("<Q", value.address)
-    match kind.dtype.name:
-        case "f32":
-            return struct.pack("<fxxxx", value)
-        case "f64":
-            return struct.pack("<d", value)
-        case "f16":
-            return struct.pack("<exxxxxx", value)
-        case "bf16":
-            return np.asarray(value, ml_dtypes.bfloat16).tobytes() + bytes(6)
-        case name:
-            return struct.pack("<" + _FORMATS[name], value)
+def number_of(value: Buffer | int | float) -> int | float:
+    """Return what is passed for a checked argument: the address of a buffer, or the number."""
+    return value.address if isinstance(value, Buffer) else value
 
 
 def as_numpy(x: Any) -> Any:
@@ -151,9 +150,20 @@ def as_numpy(x: Any) -> Any:
     return x.detach().numpy()
 
 
-def contiguous_copy(x: Any) -> Any:
-    """Return a contiguous copy of an array."""
-    return x.contiguous() if is_torch(x) else np.ascontiguousarray(x)
+def make_contiguous(
+    args: Sequence[Any], values: list[Buffer | int | float]
+) -> tuple[Sequence[Any], list[Buffer | int | float], list[int]]:
+    """Replace arrays with gaps by contiguous copies: (arrays, values, positions to be copied back)."""
+    copies = [i for i, v in enumerate(values) if isinstance(v, Buffer) and not v.contiguous]
+    if not copies:
+        return args, values, copies
+    arrays = list(args)
+    for i in copies:
+        arrays[i] = arrays[i].contiguous() if is_torch(arrays[i]) else np.ascontiguousarray(arrays[i])
+        copy = describe(arrays[i])
+        assert copy is not None
+        values[i] = copy
+    return arrays, values, copies
 
 
 def copy_back(source: Any, target: Any) -> None:
@@ -172,3 +182,9 @@ def device_of(values: Sequence[Any]) -> str:
             f"arguments live on different devices: {', '.join(sorted(devices))}", hint="move them to one device"
         )
     return devices.pop() if devices else "cpu"
+
+
+def check_writable(name: str, value: Any) -> None:
+    """Refuse a read-only NumPy array where the kernel writes; torch has none."""
+    if isinstance(value, np.ndarray) and not value.flags.writeable:
+        raise LaunchError(f"argument {name!r} is a read-only array, but the kernel writes to it", hint="pass a copy")

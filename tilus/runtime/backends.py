@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import json
 import struct
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ from tilus.codegen import cuda, llvm
 from tilus.errors import LaunchError
 from tilus.ir.program import Program
 from tilus.ir.target import Target
-from tilus.runtime.arguments import Buffer, pack_slot
+from tilus.runtime.arguments import Buffer, number_of, slot_format
 from tilus.runtime.cpu_features import cache_tag
 from tilus.runtime.cpu_pool import launch as launch_blocks
 from tilus.runtime.launch_cuda import CudaKernel
@@ -94,16 +93,14 @@ def _build_cpu(lowered: Program, target: Target) -> Files:
 def _load_cpu(program: Program, files: Files) -> Launch:
     meta = json.loads(files["meta.json"])
     kernel = load_object(files["kernel.o"], meta["kernel"])
-    kinds = [p.var.type for p in program.params]
+    slots = struct.Struct("<" + "".join(slot_format(p.var.type) for p in program.params) + "3q")
     scratch = meta["scratch"]
-    local = threading.local()
 
     def launch(values: Sequence[Buffer | int | float], grid: Sequence[int]) -> None:
         extents = (*grid, 1, 1)[:3]
-        slots = b"".join(pack_slot(k, v) for k, v in zip(kinds, values, strict=True)) + struct.pack("<3q", *extents)
-        fault = local.__dict__.setdefault("fault", (ctypes.c_int64 * 8)())
-        fault[0] = 0
-        launch_blocks(kernel, slots, extents[0] * extents[1] * extents[2], scratch, fault)
+        fault = (ctypes.c_int64 * 8)()
+        args = slots.pack(*map(number_of, values), *extents)
+        launch_blocks(kernel, args, extents[0] * extents[1] * extents[2], scratch, fault)
         if fault[0]:
             raise LaunchError(f"block {fault[1]}: {meta['messages'][fault[0] - 1]}")
 

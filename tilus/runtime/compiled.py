@@ -10,12 +10,15 @@ from typing import Any
 
 from tilus import vm
 from tilus.errors import TilusError
+from tilus.ir.instructions import AtomicAdd, GlobalView, StoreGlobal
+from tilus.ir.node import walk
 from tilus.ir.printer import to_text
 from tilus.ir.program import Program
+from tilus.ir.stmt import InstStmt
 from tilus.ir.target import Target
 from tilus.passes.pipeline import lower
 from tilus.runtime import cache
-from tilus.runtime.arguments import Buffer, as_numpy, check_argument, contiguous_copy, copy_back
+from tilus.runtime.arguments import Buffer, as_numpy, check_argument, check_writable, copy_back, make_contiguous
 from tilus.runtime.backends import BACKENDS, Files, Launch
 from tilus.runtime.grid import Grid, check_grid, grid_function
 from tilus.runtime.knobs import knobs
@@ -118,20 +121,31 @@ class CompiledKernel:
     def _launch(self) -> Launch:
         return BACKENDS[self.target.kind].load(self.program, self.files)
 
-    def launch(self, *args: Any) -> None:
-        """Run the kernel on arguments that live where the target is.
+    @cached_property
+    def _written(self) -> frozenset[int]:
+        """Positions of the parameters that the program may write to."""
+        nodes = list(walk(self.program))
+        pointers = {n.out: n.inst.ptr for n in nodes if isinstance(n, InstStmt) and isinstance(n.inst, GlobalView)}
+        stored = {pointers[n.view] for n in nodes if isinstance(n, StoreGlobal | AtomicAdd)}
+        return frozenset(i for i, p in enumerate(self.program.params) if p.var in stored)
 
-        Arrays need not be contiguous: such a one is copied, and copied back after the kernel.
-        """
-        arrays = list(args)
+    def launch(self, *args: Any) -> None:
+        """Run the kernel on arguments that live where the target is."""
         values = [check_argument(n, k, a) for n, k, a in zip(self._names, self._kinds, args, strict=True)]
-        copies = [i for i, v in enumerate(values) if isinstance(v, Buffer) and not v.contiguous]
-        for i in copies:
-            arrays[i] = contiguous_copy(args[i])
-            values[i] = check_argument(self._names[i], self._kinds[i], arrays[i])
+        self.launch_values(values, args)
+
+    def launch_values(self, values: list[Buffer | int | float], args: Sequence[Any]) -> None:
+        """Run the kernel on checked arguments: what to pass, and the objects behind it.
+
+        Arrays need not be contiguous: such a one is copied, and copied back if the kernel writes to it.
+        """
+        for i in self._written:
+            check_writable(self._names[i], args[i])
+        arrays, values, copies = make_contiguous(args, values)
         self.run(values, arrays)
         for i in copies:
-            copy_back(arrays[i], args[i])
+            if i in self._written:
+                copy_back(arrays[i], args[i])
 
     def run(self, values: Sequence[Buffer | int | float], arrays: Sequence[Any]) -> None:
         """Run on checked values; `arrays` are the objects behind them."""

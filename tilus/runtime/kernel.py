@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tilus.errors import LaunchError
@@ -18,18 +18,84 @@ from tilus.runtime.knobs import knobs
 from tilus.runtime.launch_cuda import device_target
 
 
+class BoundKernel:
+    """A kernel with its compile-time constants: what a call costs is a check of the arguments and one look-up."""
+
+    def __init__(self, definition: KernelDef, constants: Mapping[str, Any]) -> None:
+        self.definition = definition
+        self.constants = dict(constants)
+        self._names = [p.name for p in definition.params]
+        self._kinds = definition.param_types(constants)
+        self._variants: dict[tuple[Any, ...], CompiledKernel] = {}
+
+    def __call__(self, *args: Any) -> None:
+        """Run the kernel; results are written into the arrays passed."""
+        values = self._check(args)
+        self._variant(_target_of(values), tuple([multiple_of(v) for v in values])).launch_values(values, args)
+
+    def compile(self, args: Sequence[Any], target: str | Target | None, multiples: Mapping[str, int]) -> CompiledKernel:
+        """Compile; see `Kernel.compile`."""
+        if args:
+            values = self._check(args)
+            promises = [multiple_of(v) for v in values]
+            place = find_target(target) if target else _target_of(values)
+        else:
+            promises = [16 if isinstance(kind, PointerType) else 1 for kind in self._kinds]
+            place = find_target(target or knobs.target or "cpu")
+        unknown = sorted(set(multiples) - set(self._names))
+        if unknown:
+            raise LaunchError(
+                f"kernel {self.definition.name!r} has no parameter {unknown[0]!r}",
+                hint=f"its parameters are {', '.join(self._names)}",
+            )
+        return self._variant(
+            place, tuple(multiples.get(n, given) for n, given in zip(self._names, promises, strict=True))
+        )
+
+    def _check(self, args: Sequence[Any]) -> list[Buffer | int | float]:
+        if len(args) != len(self._names):
+            raise LaunchError(
+                f"kernel {self.definition.name!r} takes {len(self._names)} arguments ({', '.join(self._names)}), "
+                f"got {len(args)}",
+                hint="compile-time constants are passed by keyword",
+            )
+        return [check_argument(n, k, a) for n, k, a in zip(self._names, self._kinds, args, strict=True)]
+
+    def _variant(self, target: Target, promises: tuple[int, ...]) -> CompiledKernel:
+        key = (target.name, promises)
+        compiled = self._variants.get(key)
+        if compiled is None:
+            program = self.definition.specialize(self.constants, dict(zip(self._names, promises, strict=True)))
+            compiled = self._variants[key] = CompiledKernel(program, target)
+        return compiled
+
+
+def _target_of(values: Sequence[Buffer | int | float]) -> Target:
+    """Return the target of a call: the knob's, else where the arguments live."""
+    device = device_of(values)
+    if not knobs.target:
+        return find_target("cpu") if device == "cpu" else device_target(device)
+    chosen = find_target(knobs.target)
+    if (chosen.kind == "cuda") != (device != "cpu"):
+        raise LaunchError(
+            f"TILUS_TARGET={chosen.name}, but the arguments live on {'the CPU' if device == 'cpu' else device}",
+            hint="move them, or use compile(target=...) to look at the code",
+        )
+    return chosen
+
+
 class Kernel:
     """A kernel written in the language: call it, or compile it for a target.
 
     Positional parameters are run-time values, keyword-only parameters compile-time constants. A call compiles the
     program once for the constants, the target and what the arguments promise (addresses and integers that are
-    multiples of 16), and launches it.
+    multiples of 16), and launches it. Arrays need not be contiguous: such a one is copied, and copied back.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         functools.update_wrapper(self, function)
         self._function = function
-        self._variants: dict[tuple[Any, ...], CompiledKernel] = {}
+        self._bound: dict[tuple[tuple[str, Any], ...], BoundKernel] = {}
 
     @functools.cached_property
     def definition(self) -> KernelDef:
@@ -39,6 +105,13 @@ class Kernel:
     def program(self, multiples: Mapping[str, int] | None = None, **constants: Any) -> Program:
         """Return the IR for some constants, as the author wrote it: no layouts but the given ones."""
         return self.definition.specialize(constants, multiples or {})
+
+    def bind(self, **constants: Any) -> BoundKernel:
+        """Return the kernel with its constants fixed; the same object for the same constants."""
+        key = tuple(sorted(constants.items()))
+        if key not in self._bound:
+            self._bound[key] = BoundKernel(self.definition, constants)
+        return self._bound[key]
 
     def compile(
         self,
@@ -61,54 +134,11 @@ class Kernel:
         **constants
             Compile-time constants.
         """
-        if args:
-            values = self._check(args, constants)
-            promises = {p.name: multiple_of(v) for p, v in zip(self.definition.params, values, strict=True)}
-            place = find_target(target) if target else self._target(values)
-        else:
-            kinds = self.definition.param_types(constants)
-            promises = {
-                p.name: 16 for p, k in zip(self.definition.params, kinds, strict=True) if isinstance(k, PointerType)
-            }
-            place = find_target(target or knobs.target or "cpu")
-        return self._variant(place, {**promises, **(multiples or {})}, constants)
+        return self.bind(**constants).compile(args, target, multiples or {})
 
     def __call__(self, *args: Any, **constants: Any) -> None:
         """Run the kernel; results are written into the arrays passed."""
-        values = self._check(args, constants)
-        promises = {p.name: multiple_of(v) for p, v in zip(self.definition.params, values, strict=True)}
-        self._variant(self._target(values), promises, constants).launch(*args)
-
-    def _check(self, args: tuple[Any, ...], constants: Mapping[str, Any]) -> list[Buffer | int | float]:
-        params = self.definition.params
-        if len(args) != len(params):
-            names = ", ".join(p.name for p in params)
-            raise LaunchError(
-                f"kernel {self.definition.name!r} takes {len(params)} arguments ({names}), got {len(args)}",
-                hint="compile-time constants are passed by keyword",
-            )
-        kinds = self.definition.param_types(constants)
-        return [check_argument(p.name, k, a) for p, k, a in zip(params, kinds, args, strict=True)]
-
-    def _target(self, values: list[Buffer | int | float]) -> Target:
-        device = device_of(values)
-        if knobs.target:
-            chosen = find_target(knobs.target)
-            if chosen.kind == "cuda" and device == "cpu":
-                raise LaunchError(
-                    f"TILUS_TARGET={chosen.name}, but the arguments live on the CPU",
-                    hint="move them to the GPU, or use compile(target=...) to look at the code",
-                )
-            return chosen
-        return find_target("cpu") if device == "cpu" else device_target(device)
-
-    def _variant(self, target: Target, multiples: Mapping[str, int], constants: Mapping[str, Any]) -> CompiledKernel:
-        key = (target, tuple(sorted(multiples.items())), tuple(sorted(constants.items())))
-        compiled = self._variants.get(key)
-        if compiled is None:
-            program = self.definition.specialize(constants, multiples)
-            compiled = self._variants[key] = CompiledKernel(program, target)
-        return compiled
+        self.bind(**constants)(*args)
 
 
 def kernel(function: Callable[..., Any]) -> Kernel:
