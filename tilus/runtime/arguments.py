@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from math import isfinite
 from typing import Any
 
 import ml_dtypes
@@ -36,7 +38,7 @@ class Buffer:
     device : str
         `cpu` or `cuda:N`.
     contiguous : bool
-        Whether elements lie in row-major order without gaps.
+        Whether elements lie in row-major order without gaps, each aligned to its size.
     """
 
     address: int
@@ -46,25 +48,51 @@ class Buffer:
     contiguous: bool
 
 
+_IS_TORCH: dict[type, bool] = {}
+
+
 def is_torch(x: Any) -> bool:
     """Whether `x` is a torch tensor, told without importing torch."""
-    return any(c.__module__ == "torch" and c.__name__ == "Tensor" for c in type(x).__mro__)
+    cls = type(x)
+    known = _IS_TORCH.get(cls)
+    if known is None:
+        known = _IS_TORCH[cls] = any(c.__module__ == "torch" and c.__name__ == "Tensor" for c in cls.__mro__)
+    return known
+
+
+@cache
+def element_type(kind: Any) -> DataType | None:
+    """Return our data type for the `dtype` of a NumPy array or torch tensor; None if there is none."""
+    if isinstance(kind, np.dtype):
+        return DTYPES.get(kind.name) if kind.isnative else None
+    return DTYPES.get(str(kind).removeprefix("torch."))
 
 
 def describe(x: Any) -> Buffer | None:
-    """Describe an array; None for anything else."""
+    """Describe an array; None for anything else, and for arrays of elements that we have no type for."""
     if isinstance(x, np.ndarray):
-        kind = DTYPES.get(x.dtype.name)
+        kind = element_type(x.dtype)
         if kind is None:
             return None
-        return Buffer(x.__array_interface__["data"][0], x.nbytes, kind, "cpu", x.flags.c_contiguous)
-    if is_torch(x):
-        kind = DTYPES.get(str(x.dtype).removeprefix("torch."))
-        if kind is None:
-            return None
-        device = "cpu" if x.device.type == "cpu" else f"{x.device.type}:{x.device.index or 0}"
-        return Buffer(x.data_ptr(), x.numel() * x.element_size(), kind, device, x.is_contiguous())
-    return None
+        flags = x.flags
+        return Buffer(x.__array_interface__["data"][0], x.nbytes, kind, "cpu", flags.c_contiguous and flags.aligned)
+    return _describe_tensor(x) if is_torch(x) else None
+
+
+def _describe_tensor(x: Any) -> Buffer | None:
+    kind = element_type(x.dtype)
+    if kind is None:
+        return None
+    place = x.device.type
+    if str(x.layout) != "torch.strided" or place == "meta":
+        raise LaunchError(
+            f"a tensor of layout {x.layout} on device {x.device} has no rows of elements to work on",
+            hint="pass a dense tensor on the CPU or a GPU",
+        )
+    address, size = x.data_ptr(), x.element_size()
+    device = "cpu" if place == "cpu" else f"{place}:{x.device.index or 0}"
+    plain = x.is_contiguous() and address % size == 0 and not x.is_neg()
+    return Buffer(address, x.numel() * size, kind, device, plain)
 
 
 def check_argument(name: str, kind: PointerType | ScalarType, value: Any) -> Buffer | int | float:
@@ -95,17 +123,20 @@ def _carries(given: DataType, wanted: DataType) -> bool:
 
 
 def _number(name: str, kind: DataType, value: Any) -> int | float:
-    if isinstance(value, (bool, int, np.integer)) and (kind.is_integer or kind == dtype("bool")):
+    whole = isinstance(value, (int, np.integer, np.bool_))
+    number: int | float
+    if whole and (kind.is_integer or kind.is_boolean):
         number = int(value)
-        low, high = (-(1 << 31), (1 << 31) - 1) if kind == dtype("i32") else (kind.min_value, kind.max_value)
-        if not low <= number <= high:
-            raise LaunchError(
-                f"argument {name!r} does not fit {kind}: {number}", hint="annotate the parameter with i64"
-            )
-        return number
-    if isinstance(value, (int, float, np.integer, np.floating)) and kind.is_float:
-        return float(value)
-    raise LaunchError(f"argument {name!r} must be a number of type {kind}, got {value!r}")
+    elif kind.is_float and (whole or isinstance(value, (float, np.floating))):
+        number = float(value)
+    else:
+        raise LaunchError(f"argument {name!r} must be a number of type {kind}, got {value!r}")
+    if isfinite(number) and not kind.min_value <= number <= kind.max_value:
+        wider = "i64" if kind.is_integer else "f64"
+        raise LaunchError(
+            f"argument {name!r} does not fit {kind}: {value}", hint=f"annotate the parameter with {wider}"
+        )
+    return number
 
 
 def multiple_of(value: Buffer | int | float) -> int:
@@ -159,11 +190,15 @@ def make_contiguous(
         return args, values, copies
     arrays = list(args)
     for i in copies:
-        arrays[i] = arrays[i].contiguous() if is_torch(arrays[i]) else np.ascontiguousarray(arrays[i])
+        arrays[i] = _contiguous_copy(args[i])
         copy = describe(arrays[i])
         assert copy is not None
         values[i] = copy
     return arrays, values, copies
+
+
+def _contiguous_copy(x: Any) -> Any:
+    return x.new_empty(x.shape).copy_(x.detach()) if is_torch(x) else np.array(x, order="C")
 
 
 def copy_back(source: Any, target: Any) -> None:
@@ -184,7 +219,17 @@ def device_of(values: Sequence[Any]) -> str:
     return devices.pop() if devices else "cpu"
 
 
-def check_writable(name: str, value: Any) -> None:
-    """Refuse a read-only NumPy array where the kernel writes; torch has none."""
-    if isinstance(value, np.ndarray) and not value.flags.writeable:
-        raise LaunchError(f"argument {name!r} is a read-only array, but the kernel writes to it", hint="pass a copy")
+def check_writable(name: str, x: Any) -> None:
+    """Refuse an array that a kernel must not write to: read-only, or with elements that share memory."""
+    if isinstance(x, np.ndarray):
+        if not x.flags.writeable:
+            raise LaunchError(
+                f"argument {name!r} is a read-only array, but the kernel writes to it", hint="pass a copy"
+            )
+        strides, plain = x.strides, x.flags.c_contiguous
+    else:
+        strides, plain = x.stride(), x.is_contiguous()
+    if not plain and any(step == 0 and size > 1 for step, size in zip(strides, x.shape, strict=True)):
+        raise LaunchError(
+            f"argument {name!r} repeats elements that share memory, but the kernel writes to it", hint="pass a copy"
+        )
