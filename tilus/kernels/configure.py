@@ -9,6 +9,8 @@ from tilus.dtypes import DataType, dtype
 from tilus.runtime.weights.packing import LANES, WARPS, Device
 from tilus.runtime.weights.weight import WeightFormat
 
+ZERO_POINTS = {True: dtype("i8"), False: dtype("u8")}  # by whether the codes have a sign
+
 
 def compute_dtype(weight: DataType, activation: DataType) -> DataType:
     """Return the type to multiply in: that of the activations if it holds every code's value (codebooks: rounded)."""
@@ -34,7 +36,7 @@ def constants(form: WeightFormat, activation: DataType, scale: DataType, bm: int
         "XT": activation,
         "CT": dtype("f32") if on_cpu else compute_dtype(form.dtype, activation),
         "ST": scale,
-        "ZT": dtype("i8" if form.dtype.is_signed else "u8"),
+        "ZT": ZERO_POINTS[form.dtype.is_signed] if form.zero_point == "tensor" else dtype("u32"),
         "PACK": form.pack,
         "BM": bm,
         "GROUP": max(form.group_size, 0),

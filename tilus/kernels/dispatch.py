@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from functools import cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,9 @@ from tilus.dtypes import DataType
 from tilus.errors import LaunchError
 from tilus.kernels.configure import Device, constants, rows_per_block
 from tilus.kernels.programs import quantized_matmul
-from tilus.runtime.arguments import describe, is_torch
+from tilus.runtime.arguments import element_type, is_torch
 from tilus.runtime.kernel import BoundKernel
-from tilus.runtime.weights.weight import QuantizedWeight, WeightFormat, as_dtype
+from tilus.runtime.weights.weight import QuantizedWeight, WeightFormat
 
 ACTIVATIONS = ("f16", "bf16", "f32")
 
@@ -34,74 +36,114 @@ def matmul(x: Any, weight: QuantizedWeight, bias: Any | None = None) -> Any:
     LaunchError
         Shapes, types or devices that do not fit.
     """
+    if not isinstance(weight, QuantizedWeight):
+        raise LaunchError(
+            f"the weight must be a QuantizedWeight, got {type(weight).__name__}", hint="tilus.quantize makes one"
+        )
     n, k = weight.shape
-    buffer = describe(x)
-    if buffer is None or buffer.dtype.name not in ACTIVATIONS:
-        came = f"dtype {x.dtype}" if hasattr(x, "dtype") else type(x).__name__
-        raise LaunchError(f"x must be an array of {', '.join(ACTIVATIONS)}, got {came}", hint="convert it first")
-    if len(x.shape) < 1 or x.shape[-1] != k:
+    check_activations(x)
+    if x.shape[-1] != k:
         raise LaunchError(f"x has shape {tuple(x.shape)}, expected [..., {k}] for a weight of [{n}, {k}]")
-    _check_company(x, weight, bias, buffer.dtype)
-    weight = weight.packed_for(_device(x))
-    return run(x, weight.words, weight.scales, weight.zero_points, bias, weight.format, n)
+    if home(weight.words) == home(x):  # else the operator says what is wrong
+        weight = weight.packed_for(device_kind(x))
+    operands = (x, weight.words, weight.scales, weight.zero_points, bias)
+    if not is_torch(x):
+        return run(*operands, weight.format, n)
+    return _torch_operator()(*operands, weight.format_text, n)
 
 
-def _check_company(x: Any, weight: QuantizedWeight, bias: Any | None, kind: DataType) -> None:
-    """Check that weight and bias are of the same library and device as `x`."""
-    place = describe(x)
-    for name, array in (("weight", weight.scales), ("bias", bias)):
-        if array is None:
-            continue
-        other = describe(array)
-        if is_torch(array) != is_torch(x) or other is None or place is None or other.device != place.device:
-            raise LaunchError(
-                f"x is {_kind(x)}, but the {name} is {_kind(array)}",
-                hint="quantize and call with arrays of one library and device",
-            )
-    if bias is not None:
-        found = describe(bias)
-        if tuple(bias.shape) != (weight.shape[0],) or found is None or found.dtype != kind:
-            raise LaunchError(
-                f"bias must be an array [{weight.shape[0]}] of {kind}, got {tuple(bias.shape)} of {bias.dtype}"
-            )
-
-
-def _kind(x: Any) -> str:
-    buffer = describe(x)
-    return f"a {'torch tensor' if is_torch(x) else 'NumPy array'} on {buffer.device if buffer else 'an unknown device'}"
+@cache
+def _torch_operator() -> Any:
+    """Return `torch.ops.tilus.quantized_matmul`, registered when the first tensor comes."""
+    return importlib.import_module("tilus.kernels.torch_ops").QUANTIZED_MATMUL
 
 
 def run(x: Any, words: Any, scales: Any, zero_points: Any | None, bias: Any | None, form: WeightFormat, n: int) -> Any:
-    """Run the kernel on checked arrays; what `torch.ops.tilus.quantized_matmul` calls."""
+    """Check the operands and run the kernel: what `torch.ops.tilus.quantized_matmul` calls."""
+    check_operands(x, words, scales, zero_points, bias, form, n)
     k = x.shape[-1]
-    flat = x.reshape(-1, k) if k else x.reshape(int(np.prod(x.shape[:-1])), 0)
-    m = flat.shape[0]
+    m = prod(x.shape[:-1])
     y = x.new_empty((m, n)) if is_torch(x) else np.empty((m, n), x.dtype)
     if m and n and k:
-        launch = _kernel(form, str(x.dtype), str(scales.dtype), rows_per_block(m, _device(x)), bias is not None)
-        zeros = zero_points if zero_points is not None else _no_zero_points(form, x)
-        launch(flat, words, scales, zeros, bias if bias is not None else y, y, m, n, k, form.groups(k))
+        launch = _kernel(form, x.dtype, scales.dtype, rows_per_block(m, device_kind(x)), bias is not None)
+        zeros = zero_points if zero_points is not None else words  # any array: it is not read
+        launch(x.reshape(m, k), words, scales, zeros, bias if bias is not None else y, y, m, n, k, form.groups(k))
     elif m and n:
         y[...] = 0 if bias is None else bias
     return y.reshape(*x.shape[:-1], n)
 
 
-def _device(x: Any) -> Device:
-    buffer = describe(x)
-    return "cpu" if buffer is None or buffer.device == "cpu" else "cuda"
-
-
 @cache
-def _kernel(form: WeightFormat, activation: str, scale: str, bm: int, bias: bool) -> BoundKernel:
-    """Return the kernel of one configuration."""
-    return quantized_matmul.bind(**constants(form, as_dtype(activation), as_dtype(scale), bm, bias))
+def _kernel(form: WeightFormat, activation: Any, scale: Any, bm: int, bias: bool) -> BoundKernel:
+    """Return the kernel of one configuration; element types as the library of the arrays names them."""
+    x_type, scale_type = element_type(activation), element_type(scale)
+    assert x_type is not None, "check_operands ran"
+    assert scale_type is not None, "check_operands ran"
+    return quantized_matmul.bind(**constants(form, x_type, scale_type, bm, bias))
 
 
-def _no_zero_points(form: WeightFormat, x: Any) -> Any:
-    """Return an array of the right type that a kernel without zero points is given and never reads."""
-    name = "int8" if form.dtype.is_signed else "uint8"
-    if not is_torch(x):
-        return np.empty(1, name)
-    import torch  # x is a tensor: torch is loaded already
+def device_kind(x: Any) -> Device:
+    """Return the kind of device whose packed order the kernels for `x` read."""
+    return "cuda" if is_torch(x) and x.device.type == "cuda" else "cpu"
 
-    return torch.empty(1, dtype=getattr(torch, name), device=x.device)
+
+def home(x: Any) -> Any:
+    """Return what two arrays must have in common to be worked on together: library and device."""
+    return x.device if is_torch(x) else np.ndarray if isinstance(x, np.ndarray) else type(x)
+
+
+def check_activations(x: Any) -> None:
+    """Raise `LaunchError` unless `x` is an array of one or more dimensions and a type that kernels multiply."""
+    if not is_torch(x) and not isinstance(x, np.ndarray):
+        raise LaunchError(
+            f"x must be a NumPy array or a torch tensor, got {type(x).__name__}", hint="numpy.asarray(x) makes one"
+        )
+    kind = element_type(x.dtype)
+    if kind is None or kind.name not in ACTIVATIONS:
+        raise LaunchError(f"x must be an array of {', '.join(ACTIVATIONS)}, got dtype {x.dtype}", hint="convert it")
+    if not x.shape:
+        raise LaunchError("x must have shape [..., K], got a scalar")
+    if is_torch(x) and x.device.type not in ("cpu", "cuda", "meta"):
+        raise LaunchError(f"there are no kernels for device {x.device}", hint="move x to the CPU or an NVIDIA GPU")
+
+
+def check_operands(
+    x: Any, words: Any, scales: Any, zero_points: Any | None, bias: Any | None, form: WeightFormat, n: int
+) -> None:
+    """Raise `LaunchError` unless the operands of the operator fit together: a kernel reads what these shapes say."""
+    check_activations(x)
+    k = x.shape[-1]
+    per_group = (form.groups(k), n)
+    _check_operand("words", words, x, form.pack.packed_shape(n, k), ("u32", "i32"))
+    _check_operand("scales", scales, x, per_group, ACTIVATIONS)
+    if (zero_points is None) == (form.zero_point == "tensor"):
+        raise LaunchError(
+            f"the weight's format has zero points '{form.zero_point}', but zero_points "
+            f"{'is missing' if zero_points is None else 'is given'}"
+        )
+    if zero_points is not None:
+        _check_operand("zero_points", zero_points, x, per_group, ("i8",) if form.dtype.is_signed else ("u8",))
+    if bias is not None:
+        kind = element_type(x.dtype)
+        _check_operand("bias", bias, x, (n,), (str(kind),))
+
+
+def _check_operand(name: str, array: Any, x: Any, shape: tuple[int, ...], kinds: tuple[str, ...]) -> None:
+    if home(array) != home(x):
+        raise LaunchError(
+            f"x is {_words(x)}, but {name} is {_words(array)}",
+            hint="quantize and call with arrays of one library and device",
+        )
+    kind: DataType | None = element_type(array.dtype)
+    if tuple(array.shape) != shape or kind is None or kind.name not in kinds:
+        raise LaunchError(
+            f"{name} must be an array {list(shape)} of {' or '.join(kinds)} for x of shape {list(x.shape)}, "
+            f"got {list(array.shape)} of {kind or array.dtype}"
+        )
+
+
+def _words(x: Any) -> str:
+    """Describe library and device of an array."""
+    if is_torch(x):
+        return f"a torch tensor on {x.device}"
+    return "a NumPy array" if isinstance(x, np.ndarray) else f"a {type(x).__name__}"

@@ -8,6 +8,8 @@ integer zero points are subtracted from the codes, which is exact.
 
 from __future__ import annotations
 
+from math import gcd
+
 from tilus.dtypes import DataType, f32, i32, u32
 from tilus.lang import (
     alloc_shared,
@@ -89,7 +91,7 @@ def quantized_matmul(
 ):
     """Multiply activations [m, k] by a packed weight [n, k]; scales and zero points are [groups, n]."""
     WT, (BN, BK), words = PACK.dtype, PACK.tile, PACK.words
-    STEP = min(GROUP, BK) if GROUP else BK
+    STEP = gcd(GROUP, BK)  # so that no step spans two groups; BK if there is one group
     launch(blocks=(cdiv(m, BM), cdiv(n, BN)), warps=WARPS)
     col, tile_n, tiles_k = block_id(0) * BM, block_id(1), cdiv(k, BK)
     gw = global_view(w, shape=(cdiv(n, BN), tiles_k, *words.shape))

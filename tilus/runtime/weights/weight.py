@@ -90,6 +90,11 @@ class QuantizedWeight:
         """Type of the codes."""
         return self.format.dtype
 
+    @cached_property
+    def format_text(self) -> str:
+        """`str(format)`, as `torch.ops.tilus` takes it."""
+        return str(self.format)
+
     @property
     def nbytes(self) -> int:
         """Bytes of codes, scales and zero points together."""
