@@ -91,7 +91,9 @@ def set_num_threads(count: int) -> None:
     LaunchError
         If it is not 1 or more.
     """
-    _current().threads = _positive("the number of threads", count)
+    global _wanted
+    _wanted = _positive("the number of threads", count)
+    _current().threads = _wanted
 
 
 def default_threads() -> int:
@@ -233,6 +235,7 @@ class _Scratch:
 
 
 _pool: Pool | None = None
+_wanted: int | None = None  # outlives a fork
 _creation = threading.Lock()
 _abandoned: list[Pool | None] = []
 
@@ -246,7 +249,7 @@ def _create() -> Pool:
     global _pool
     with _creation:
         if _pool is None:
-            _pool = Pool(default_threads())
+            _pool = Pool(_wanted or default_threads())
     return _pool
 
 
