@@ -45,7 +45,7 @@ APART = [("tilus.codegen.cuda", "tilus.codegen.llvm")]
 
 # Optional or slow modules, and the only places that may import them while they are themselves imported.
 HEAVY_PLACES = {
-    "torch": ("tilus.runtime.torch", "tilus.kernels.torch", "tilus.kernels.linear"),
+    "torch": ("tilus.runtime.torch", "tilus.kernels.torch", "tilus.kernels.linear", "tilus.demo"),
     "cupy": ("tilus.runtime.cuda",),
     "cupy_backends": ("tilus.runtime.cuda", "tilus.runtime.nvrtc"),
     "cuda": ("tilus.runtime.cuda", "tilus.runtime.nvrtc"),

@@ -1,0 +1,127 @@
+"""What the quantized matmul costs on a GPU, read from its machine code: known without a GPU."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import prod
+
+from tilus.dtypes import DataType
+from tilus.errors import CompileError
+from tilus.ir.atoms import MMA_BY_NAME
+from tilus.ir.instructions import Dot
+from tilus.ir.node import walk
+from tilus.ir.program import Program
+from tilus.ir.stmt import For, InstStmt
+from tilus.ir.types import RegisterType
+from tilus.kernels.configure import constants
+from tilus.kernels.programs import quantized_matmul
+from tilus.runtime.compiled import CompiledKernel
+from tilus.runtime.hot_loop import HotLoop, hot_loop, instructions_per_weight
+from tilus.runtime.weights.packing import native_pack
+from tilus.runtime.weights.weight import WeightFormat
+
+# What callers of real layers promise: N and K are multiples of 16.
+PROMISES = {"n": 16, "k": 16}
+_CONFLICTS = re.compile(r"(\d+) bank conflicts")
+
+
+@dataclass(frozen=True)
+class MatmulCost:
+    """One configuration of the quantized matmul, compiled for a CUDA target."""
+
+    compiled: CompiledKernel
+    form: WeightFormat
+
+    @property
+    def registers(self) -> int:
+        """Registers per thread."""
+        return self.compiled.resources.registers
+
+    @property
+    def spills(self) -> int:
+        """Bytes that spilling moves; 0 in a good kernel."""
+        return self.compiled.resources.spills
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory of a block."""
+        return self.compiled.resources.shared_bytes
+
+    @cached_property
+    def loop(self) -> HotLoop:
+        """One trip of the loop over K."""
+        return hot_loop(self.compiled.sass)
+
+    @cached_property
+    def weights_per_trip(self) -> int:
+        """Weights that a thread consumes in one trip of the machine code's loop: ptxas may have unrolled it."""
+        per_tile = self.form.pack.fragment.local_size
+        expected = tensor_instructions(self.compiled.ir)
+        found = self.loop.mix["mma"]
+        if not expected or not found:
+            return per_tile
+        if found % expected:
+            raise CompileError(f"a trip has {found} tensor-core instructions, no multiple of the {expected} of a tile")
+        return per_tile * (found // expected)
+
+    @property
+    def instructions_per_weight(self) -> float:
+        """Instructions a thread issues per weight in the hot loop."""
+        return instructions_per_weight(self.loop, self.weights_per_trip)
+
+    @cached_property
+    def bank_conflicts(self) -> int:
+        """Wavefronts beyond the ideal, summed over the accesses to shared memory in the loop over K."""
+        return bank_conflicts(self.compiled.ir)
+
+
+def matmul_cost(form: WeightFormat, activation: DataType, scale: DataType, *, bm: int, target: str) -> MatmulCost:
+    """Compile the quantized matmul of a weight format for a CUDA target.
+
+    Parameters
+    ----------
+    form : WeightFormat
+        In any packed order: the one of a GPU is taken.
+    activation, scale : DataType
+    bm : int
+        Batch tile.
+    target : str
+        `sm_80` and so on.
+    """
+    form = replace(form, pack=native_pack(form.dtype, "cuda"))
+    values = constants(form, activation, scale, bm, bias=True)
+    return MatmulCost(quantized_matmul.compile(target=target, multiples=PROMISES, **values), form)
+
+
+def _loop_lines(program: Program) -> list[InstStmt]:
+    """Return the instructions in loops at run time, those of unrolled ones included."""
+    loops = [node for node in program.body if isinstance(node, For)]
+    return [line for loop in loops for line in walk(loop) if isinstance(line, InstStmt)]
+
+
+def tensor_instructions(program: Program) -> int:
+    """Return the tensor-core instructions that a warp issues in the program's loops, per trip."""
+    return sum(_tensor_instructions(line, program) for line in _loop_lines(program))
+
+
+def _tensor_instructions(line: InstStmt, program: Program) -> int:
+    if not isinstance(line.inst, Dot) or line.selected is None or line.selected.atom not in MMA_BY_NAME:
+        return 0
+    atom = MMA_BY_NAME[line.selected.atom]
+    a, c = line.inst.a.type, line.inst.c.type
+    assert isinstance(a, RegisterType)
+    assert isinstance(c, RegisterType)
+    assert a.layout is not None
+    assert c.layout is not None
+    steps = a.shape[1] // atom.shape[2]
+    fragments = c.layout.local_size // (prod(atom.shape[:2]) // 32)
+    return steps * fragments
+
+
+def bank_conflicts(program: Program) -> int:
+    """Return the bank conflicts that selection counted for the accesses in a lowered program's loops."""
+    lines = (line for line in _loop_lines(program) if line.selected is not None)
+    counts = (_CONFLICTS.search(line.selected.note) for line in lines if line.selected is not None)
+    return sum(int(count[1]) for count in counts if count)
