@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -11,6 +12,8 @@ from tilus.ir.expr import Expr
 from tilus.lang.arithmetic import expression
 from tilus.lang.values import Pointer, Scalar, SharedTile, Tile, Value, View, describe, is_runtime
 from tilus.layouts import RegisterLayout
+
+MAX_ELEMENTS = 1 << 24  # far beyond what a block's registers or shared memory hold
 
 
 class ArgumentError(TilusError):
@@ -122,6 +125,8 @@ def a_shape(value: Value, parameter: str = "shape") -> tuple[int, ...]:
     shape = tuple(an_int(item, parameter) for item in a_sequence(value))
     if any(n <= 0 for n in shape):
         raise ArgumentError(parameter, f"extents must be positive, got {shape}")
+    if math.prod(shape) > MAX_ELEMENTS:
+        raise ArgumentError(parameter, f"{shape} is too large for one block: more than {MAX_ELEMENTS} elements")
     return shape
 
 
@@ -133,6 +138,13 @@ def integers(value: Value, parameter: str) -> tuple[Expr, ...]:
         if not whole:
             raise expected(parameter, "integers", item)
     return tuple(expression(item) for item in items)
+
+
+def an_integer(value: Value, parameter: str) -> Expr:
+    """Return the expression of one run-time or compile-time integer."""
+    if isinstance(value, tuple | list):
+        raise expected(parameter, "an integer", value)
+    return integers(value, parameter)[0]
 
 
 def ranked(value: Value, rank: int, parameter: str, what: str) -> tuple[Expr, ...]:

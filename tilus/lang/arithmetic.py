@@ -18,7 +18,7 @@ from tilus.ir.instructions import Cast, Elementwise
 from tilus.ir.instructions.register import broadcast_shapes, check_domain
 from tilus.ir.operators import OPERATORS
 from tilus.lang.builder import Builder
-from tilus.lang.values import NUMBER, Number, Scalar, Tile, Value, describe
+from tilus.lang.values import NUMBER, RUNTIME, Number, Scalar, Tile, Value, describe
 
 # Types that arithmetic is done in. Others are for storage: they are converted first.
 COMPUTED = frozenset((boolean, i8, i16, i32, i64, u8, u16, u32, u64, f16, bf16, f32, f64))
@@ -264,7 +264,8 @@ def _scalar_operand(value: Value, dtype: DataType) -> Expr:
 
 def compute(op: str, *values: Number) -> Number:
     """Apply an operator to compile-time numbers."""
-    result: Number = np.asarray(OPERATORS[op].apply(*map(np.asarray, values))).item()
+    with np.errstate(all="ignore"):  # log(0) is -inf and no warning, as it is at run time
+        result: Number = np.asarray(OPERATORS[op].apply(*map(np.asarray, values))).item()
     return result
 
 
@@ -279,4 +280,6 @@ def condition(value: Value, where: str) -> Expr | bool:
             f"{where} must be one boolean for the whole block, got {describe(value)}",
             hint="choose element by element with where(condition, a, b)",
         )
+    if isinstance(value, RUNTIME):
+        raise TilusError(f"{where} must be boolean, got {describe(value)}")
     return bool(value)

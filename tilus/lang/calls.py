@@ -26,8 +26,8 @@ def call(frame: Frame, node: ast.Call) -> Value:
     function = evaluate(frame, node.func)
     args = elements(frame, node.args)
     kwargs = _keywords(frame, node)
-    if function is range and is_runtime(args):
-        function = control.range_
+    if isinstance(function, _HASHABLE) and is_runtime(args):
+        function = INSTEAD.get(function, function)
     match function:
         case LangFunction():
             return _call_language(frame, node, function, args, kwargs)
@@ -155,19 +155,18 @@ def _extreme(op: str) -> Special:
     return fold
 
 
-def _abs(build: Builder, args: Any, kwargs: Any) -> Value:
-    return tiles.apply(build, "abs", *args)
-
-
 def _structural(function: Callable[..., Any]) -> Special:
     """Return a builtin that arranges the elements of tuples without looking at them."""
 
-    def arrange(build: Builder, args: Any, kwargs: Any) -> Value:
+    def arrange(_: Builder, args: Any, kwargs: Any) -> Value:
         if not all(isinstance(arg, tuple) or not is_runtime(arg) for arg in args):
             wrong = next(arg for arg in args if is_runtime(arg) and not isinstance(arg, tuple))
             raise TilusError(f"{function.__name__} takes a tuple, not {describe(wrong)}")
-        result = function(*args, **kwargs)
-        return result if isinstance(result, int) else tuple(result)
+        try:
+            result = function(*args, **kwargs)
+            return result if isinstance(result, int) else tuple(result)
+        except (TypeError, ValueError) as error:
+            raise TilusError(str(error)) from None
 
     return arrange
 
@@ -180,11 +179,11 @@ def _instead(name: str, hint: str) -> Special:
     return refuse
 
 
+INSTEAD: dict[Any, LangFunction] = {builtins.range: control.range_, builtins.abs: tiles.abs_}
 BUILTINS: dict[Any, Special] = {
     builtins.print: _print,
     builtins.min: _extreme("min"),
     builtins.max: _extreme("max"),
-    builtins.abs: _abs,
     builtins.sum: _instead("sum", "tilus.sum(tile, dim) adds along a dimension"),
     builtins.int: _instead("int", "convert with .to(i32)"),
     builtins.float: _instead("float", "convert with .to(f32)"),

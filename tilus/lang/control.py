@@ -10,7 +10,7 @@ from tilus.ir.expr import BlockId, Expr, Var
 from tilus.ir.instructions import Assert, Print
 from tilus.ir.node import rewrite, walk
 from tilus.ir.stmt import Let, Stmt
-from tilus.lang.arguments import ArgumentError, a_flag, an_int, expected, integers
+from tilus.lang.arguments import ArgumentError, a_flag, an_int, an_integer, expected, integers
 from tilus.lang.arithmetic import convert, expression
 from tilus.lang.builder import Builder, Launch
 from tilus.lang.primitives import function
@@ -79,9 +79,7 @@ def range_(b: Builder, start: Value, stop: Value = None, step: Value = 1, unroll
     if stop is None:
         start, stop = 0, start
     for name, bound in (("start", start), ("stop", stop)):
-        integers(bound, name)
-        if isinstance(bound, tuple | list):
-            raise expected(name, "an integer", bound)
+        an_integer(bound, name)
     stride = an_int(step, "step")
     if stride == 0:
         raise ArgumentError("step", "the step of a loop must not be 0")
@@ -95,7 +93,11 @@ def static_range(b: Builder, start: Value, stop: Value = None, step: Value = 1) 
     stride = an_int(step, "step")
     if stride == 0:
         raise ArgumentError("step", "the step of a loop must not be 0")
-    return tuple(builtins.range(an_int(first, "start"), an_int(last, "stop"), stride))
+    low, high = an_int(first, "start"), an_int(last, "stop")
+    if (high - low) // stride > MAX_UNROLL:
+        message = f"static_range unrolls at most {MAX_UNROLL} turns, got {(high - low) // stride}"
+        raise ArgumentError("start" if stop is None else "stop", message, "use range(...), a loop that the block runs")
+    return tuple(builtins.range(low, high, stride))
 
 
 def print_(b: Builder, values: tuple[Value, ...]) -> None:

@@ -32,13 +32,13 @@ from tilus.lang.arguments import (
     a_tile,
     an_element_dtype,
     an_int,
+    an_integer,
     expected,
-    integers,
 )
 from tilus.lang.arithmetic import cast_expression, compute, convert, default_dtype, literal, operate
 from tilus.lang.builder import Builder
 from tilus.lang.primitives import LangFunction, function
-from tilus.lang.values import NUMBER, Number, Scalar, Tile, Value
+from tilus.lang.values import NUMBER, Scalar, Tile, Value
 from tilus.layouts import RegisterLayout
 
 
@@ -71,7 +71,7 @@ def zeros_tile(b: Builder, shape: tuple[int, ...], dtype: DataType) -> Tile:
 def arange(b: Builder, shape_or_n: Value, dim: Value = 0, start: Value = 0) -> Tile:
     """Make a tile whose elements count along `dim`: `start + index[dim]`, in the type of `start` (i32 for a number)."""
     shape = a_shape(shape_or_n, "shape_or_n")
-    (first,) = integers(start, "start")
+    first = an_integer(start, "start")
     return b.tile(Arange(first, shape, a_dim(dim, len(shape)), loc=b.loc))
 
 
@@ -264,14 +264,18 @@ def sigmoid(b: Builder, x: Value) -> Value:
     return operate(b, "div", 1.0, operate(b, "add", 1.0, operate(b, "exp", operate(b, "neg", x))))
 
 
-def _cdiv_numbers(a: Number, b: Number) -> Number:
+def _cdiv_numbers(a: int, b: int) -> int:
     return -(-a // b)
 
 
 @function(outside=_cdiv_numbers)
 def cdiv(build: Builder, a: Value, b: Value) -> Value:
     """Divide integers and round up; works on plain integers outside kernels too."""
-    if isinstance(a, NUMBER) and isinstance(b, NUMBER):
+    for name, value in (("a", a), ("b", b)):
+        an_integer(value, name)
+    if isinstance(b, int) and b == 0:
+        raise ArgumentError("b", "cdiv by zero")
+    if isinstance(a, int) and isinstance(b, int):
         return _cdiv_numbers(a, b)
     above = (
         operate(build, "add", a, b - 1) if isinstance(b, int) else operate(build, "sub", operate(build, "add", a, b), 1)
