@@ -37,6 +37,7 @@ from tilus.ir.instructions import (
     Sync,
     Transpose,
 )
+from tilus.ir.printer import to_text
 from tilus.ir.program import Program
 from tilus.ir.target import TARGETS
 from tilus.layouts import column_local, local, spatial
@@ -265,24 +266,33 @@ class Generator:
         self.written = (row + shape[0]) * shape[1]
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """A program, and how many elements it writes; shown as text."""
+
+    program: Program
+    written: int
+
+    def __repr__(self) -> str:
+        return f"\n{to_text(self.program)}\n"
+
+
 @st.composite
-def random_programs(draw: st.DrawFn) -> tuple[Program, int]:
-    """A program, and how many elements it writes."""
+def random_programs(draw: st.DrawFn) -> Drawn:
     g = Generator(draw)
     g.tiles += [g.load(), g.load()]
     for _ in range(draw(st.integers(1, 5))):
         g.tiles.append(g.loop() if draw(st.integers(0, 3)) == 0 else g.step())
     for tile in g.tiles[-3:]:
         g.store(tile)
-    return g.builder.program(warps=draw(st.sampled_from([1, 2, 4]))), g.written
+    return Drawn(g.builder.program(warps=draw(st.sampled_from([1, 2, 4]))), g.written)
 
 
 @given(random_programs(), st.sampled_from(["sm_80", "cpu"]), st.integers(0, 3))
 @settings(max_examples=150)
-def test_random_programs(drawn: tuple[Program, int], target: str, seed: int) -> None:
-    program, written = drawn
+def test_random_programs(drawn: Drawn, target: str, seed: int) -> None:
     (x,) = random_arrays([((40, 24), "f4")], seed)
-    check(program, [x, np.full(written, 99, np.float32)], target)
+    check(drawn.program, [x, np.full(drawn.written, 99, np.float32)], target)
 
 
 def test_the_comparison_can_fail() -> None:
