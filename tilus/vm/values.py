@@ -46,7 +46,7 @@ def to_codes(kind: DataType, x: Array) -> Array:
 def from_codes(kind: DataType, codes: Array) -> Array:
     """Return the elements that codes stand for."""
     if kind.is_boolean:
-        return np.asarray(codes) != 0
+        return np.not_equal(codes, 0)
     exact = np.ascontiguousarray(codes, dtype=kind.code_dtype)
     return np.asarray(exact.view(storage(kind)).reshape(np.shape(codes)))
 
@@ -54,7 +54,7 @@ def from_codes(kind: DataType, codes: Array) -> Array:
 def decode(kind: DataType, x: Array) -> Array:
     """Return exact values: int64 (uint64 for u64), bool, or float64."""
     if not is_native(kind):
-        return kind.decode(x)
+        return np.asarray(kind.decode(x))
     if kind.is_boolean:
         return np.asarray(x)
     if kind.is_integer:
@@ -88,12 +88,13 @@ def cast(x: Array, source: DataType, target: DataType) -> Array:
     """
     if source == target:
         return x
-    values = decode(source, x)
-    if not target.is_integer:
-        return encode(target, values)
-    if values.dtype.kind in "biu":
-        return wrap(target, values)
-    return encode(target, np.trunc(values))
+    with np.errstate(all="ignore"):  # signalling NaNs
+        values = decode(source, x)
+        if not target.is_integer:
+            return encode(target, values)
+        if values.dtype.kind in "biu":
+            return wrap(target, values)
+        return encode(target, np.trunc(values))
 
 
 def apply(op: str, kind: DataType, args: tuple[Array, ...]) -> Array:

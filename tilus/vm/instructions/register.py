@@ -90,7 +90,8 @@ def view(block: Block, stmt: InstStmt, inst: View) -> Array:
 def _bits_of(codes: Array, kind: DataType) -> Array:
     """Return the bits of each row of codes, lowest first: shape (rows, codes * nbits)."""
     shifts = np.arange(kind.nbits, dtype=codes.dtype)
-    return ((codes[..., None] >> shifts) & codes.dtype.type(1)).astype(np.uint8).reshape(len(codes), -1)
+    bits = (codes[..., None] >> shifts) & codes.dtype.type(1)
+    return np.asarray(bits.astype(np.uint8).reshape(len(codes), -1))
 
 
 def _codes_of(bits: Array, kind: DataType) -> Array:
@@ -140,7 +141,7 @@ def reduce_(block: Block, stmt: InstStmt, inst: Reduce) -> Array:
 @meaning(Transpose)
 def transpose(block: Block, stmt: InstStmt, inst: Transpose) -> Array:
     """Reorder dimensions."""
-    return block.tile(inst.x).transpose(inst.perm)
+    return np.transpose(block.tile(inst.x), inst.perm)
 
 
 @meaning(Reshape)
