@@ -11,10 +11,11 @@ import numpy as np
 
 from tilus.dtypes import DataType
 from tilus.errors import LaunchError
-from tilus.kernels.configure import Device, constants, rows_per_block
+from tilus.kernels.configure import constants, rows_per_block
 from tilus.kernels.programs import quantized_matmul
 from tilus.runtime.arguments import element_type, is_torch
 from tilus.runtime.kernel import BoundKernel
+from tilus.runtime.weights.packing import Device
 from tilus.runtime.weights.weight import QuantizedWeight, WeightFormat
 
 ACTIVATIONS = ("f16", "bf16", "f32")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from tilus.dtypes import DataType
 from tilus.errors import LaunchError
 from tilus.kernels import torch_ops  # noqa: F401  registers torch.ops.tilus
-from tilus.runtime.weights.packing import native_pack
+from tilus.runtime.weights.packing import PackLayout, native_pack
 from tilus.runtime.weights.quantize import quantize
 from tilus.runtime.weights.weight import QuantizedWeight, WeightFormat
 
@@ -25,13 +26,20 @@ class QuantLinear(torch.nn.Module):
         [N], of the type of the activations.
     """
 
+    words: torch.Tensor
+    scales: torch.Tensor
+    zero_points: torch.Tensor | None
+    bias: torch.Tensor | None
+
     def __init__(self, weight: QuantizedWeight, bias: torch.Tensor | None = None) -> None:
         super().__init__()
-        if not isinstance(weight.words, torch.Tensor):
-            raise LaunchError("QuantLinear needs a weight of torch tensors", hint="quantize a torch tensor")
+        if not isinstance(weight, QuantizedWeight) or not isinstance(weight.words, torch.Tensor):
+            raise LaunchError("QuantLinear needs a QuantizedWeight of torch tensors", hint="quantize a torch tensor")
         self.out_features, self.in_features = weight.shape
+        if bias is not None and tuple(bias.shape) != (self.out_features,):
+            raise LaunchError(f"bias must have shape [{self.out_features}], got {list(bias.shape)}")
         self.weight_dtype = weight.weight_dtype
-        self.format = str(weight.format)
+        self.format = weight.format_text
         self.register_buffer("words", weight.words)
         self.register_buffer("scales", weight.scales)
         self.register_buffer("zero_points", weight.zero_points)
@@ -47,24 +55,60 @@ class QuantLinear(torch.nn.Module):
     @property
     def weight(self) -> QuantizedWeight:
         """The quantized weight: the buffers of this module with what describes them."""
-        shape = (self.out_features, self.in_features)
         return QuantizedWeight(
-            WeightFormat.parse(self.format), shape, self.words, self.scales, self.zero_points, self.weight_dtype
+            WeightFormat.parse(self.format),
+            (self.out_features, self.in_features),
+            self.words,
+            self.scales,
+            self.zero_points,
+            self.weight_dtype,
         )
 
     def _apply(self, fn: Any, recurse: bool = True) -> QuantLinear:
-        """Move as every module does; on another kind of device the codes take the order its kernels read."""
-        before = self.words.device.type
-        super()._apply(fn, recurse)
-        after = self.words.device.type
-        if after != before and after in ("cpu", "cuda"):
-            weight = self.weight.repack(native_pack(self.weight.dtype, after))
-            self.words, self.format = weight.words, str(weight.format)
+        """Move and convert as every module does, with two exceptions.
+
+        Scales keep their type: `half()` would flush small ones to zero. On another kind of device the codes take the
+        order that its kernels read.
+        """
+        place, scales = self.words.device.type, self.scales
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.scales.dtype != scales.dtype:
+            self.scales = scales.to(self.scales.device)
+        kind = self.words.device.type
+        if kind != place and kind in ("cpu", "cuda"):
+            self._repack(native_pack(self.weight.dtype, kind))
         return self
+
+    def _repack(self, pack: PackLayout) -> None:
+        weight = self.weight.repack(pack)
+        self.words, self.format = weight.words, weight.format_text
+
+    def get_extra_state(self) -> torch.Tensor:
+        """Return the format as bytes: a `state_dict` says what its words mean, wherever it was made."""
+        return torch.frombuffer(bytearray(self.format.encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        """Do nothing: `_load_from_state_dict` has read it."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Load words of any packed order; refuse those of another type, group size or kind of zero point."""
+        key = prefix + "_extra_state"
+        if key in state_dict and prefix + "words" in state_dict:
+            given = WeightFormat.parse(bytes(state_dict[key].tolist()).decode())
+            mine = WeightFormat.parse(self.format)
+            if given != mine:
+                if replace(given, pack=mine.pack) != mine or given.dtype != mine.dtype:
+                    raise LaunchError(
+                        f"{prefix or 'the state'} holds a weight of format {given}, this layer has {mine}",
+                        hint="make the layer with the type and group size that were saved",
+                    )
+                words = replace(self.weight, format=given, words=state_dict[prefix + "words"]).repack(mine.pack).words
+                state_dict = {**state_dict, prefix + "words": words}
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return [..., N] for activations [..., K]."""
-        if x.shape[-1] != self.in_features:
+        if not x.shape or x.shape[-1] != self.in_features:
             raise LaunchError(f"x has shape {tuple(x.shape)}, expected [..., {self.in_features}]")
         y: torch.Tensor = torch.ops.tilus.quantized_matmul(
             x, self.words, self.scales, self.zero_points, self.bias, self.format, self.out_features

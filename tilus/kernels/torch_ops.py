@@ -6,12 +6,14 @@ so that `torch.compile` and `torch.export` see an ordinary operator. They are fo
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from tilus.kernels.dispatch import check_operands, run
 from tilus.runtime.weights.weight import WeightFormat
 
-LIBRARY = torch.library.Library("tilus", "DEF")
+LIBRARY: Any = torch.library.Library("tilus", "DEF")  # type: ignore[no-untyped-call]  # torch says no types here
 LIBRARY.define(
     "quantized_matmul("
     "Tensor x, Tensor words, Tensor scales, Tensor? zero_points, Tensor? bias, str format, SymInt n) -> Tensor"

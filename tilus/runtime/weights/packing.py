@@ -119,7 +119,8 @@ class PackLayout:
         index = index_table(self.fragment)
         tiles = np.empty((tiles_n, tiles_k, height, width), codes.dtype)
         tiles[:, :, index[..., 0], index[..., 1]] = codes
-        return tiles.swapaxes(1, 2).reshape(tiles_n * height, tiles_k * width)[:n, :k]
+        matrix: np.ndarray = tiles.swapaxes(1, 2).reshape(tiles_n * height, tiles_k * width)
+        return matrix[:n, :k]
 
 
 @cache
