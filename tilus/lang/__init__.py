@@ -1,4 +1,20 @@
-"""The language of kernels: from the text of a Python function to a `Program`."""
+"""The language of kernels: from the text of a Python function to a `Program`.
+
+`define` reads a function; `KernelDef.specialize` evaluates its text for some constants. What is known at compile time
+(constants, globals, shapes, types, layouts, and Python functions of them) Python computes; everything else is written
+as IR. So an `if` or `for` over compile-time values is taken or unrolled, and one over run-time values becomes IR:
+
+* `range` and `tilus.range` count in the kernel, `static_range` and tuples are unrolled while it is compiled.
+* A name that a run-time loop or branch assigns, and that is read later, is a variable there: it keeps its type.
+* `and`, `or` and `x if c else y` evaluate an operand that loads from memory only if Python would.
+* Lists and comprehensions are tuples. Only functions decorated with `inline` may be called with run-time values.
+* Operands of tiles have one type (see `arithmetic`); numbers take the type of what they meet; `x.to(dtype)` converts.
+
+Every mistake in a kernel is a `LangError` with its line and a caret.
+
+Modules: `source` (text), `liveness`, `values`, `frame` (names), `expressions`, `calls`, `statements`, `variables` (loops
+and branches), `builder` (writes IR), `arithmetic`, `arguments`, and the functions: `control`, `memory`, `tiles`.
+"""
 
 from tilus.lang.control import block_id, launch, static_range
 from tilus.lang.control import range_ as range
