@@ -1,7 +1,7 @@
 """The language of kernels: from the text of a Python function to a `Program`.
 
 `define` reads a function; `KernelDef.specialize` evaluates its text for some constants. What is known at compile time
-(constants, globals, shapes, types, layouts, and Python functions of them) Python computes; everything else is written
+(constants, globals, shapes, types, layouts, Python functions of them) Python computes; everything else is written
 as IR. So an `if` or `for` over compile-time values is taken or unrolled, and one over run-time values becomes IR:
 
 * `range` and `tilus.range` count in the kernel, `static_range` and tuples are unrolled while it is compiled.
