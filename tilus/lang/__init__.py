@@ -12,8 +12,8 @@ as IR. So an `if` or `for` over compile-time values is taken or unrolled, and on
 
 Every mistake in a kernel is a `LangError` with its line and a caret.
 
-Modules: `source` (text), `liveness`, `values`, `frame` (names), `expressions`, `calls`, `statements`, `variables` (loops
-and branches), `builder` (writes IR), `arithmetic`, `arguments`, and the functions: `control`, `memory`, `tiles`.
+Modules: `source` (text), `liveness`, `values`, `frame` (names), `expressions`, `calls`, `statements`, `variables` (of
+loops and branches), `builder` (writes IR), `arithmetic`, `arguments`, and the functions: `control`, `memory`, `tiles`.
 """
 
 from tilus.lang.control import block_id, launch, static_range
