@@ -77,6 +77,16 @@ def test_workers_wake_from_sleep(pool):
         Trace(50, steps=300).run(pool.launch).assert_each_block_ran_once()
 
 
+def test_sleeping_workers_are_woken(two):
+    Trace(2).run(two.launch)
+    for _ in range(50):
+        time.sleep(0.005)
+        trace = Trace(64, steps=200_000).run(two.launch)
+        if len(set(trace.addresses)) == 2:
+            break
+    assert len(set(trace.addresses)) == 2
+
+
 def test_a_cheap_kernel_may_become_expensive(two):
     """What looked small is begun alone, and handed over on the way."""
     for steps in (1, 1, 20_000, 1, 20_000):
@@ -138,8 +148,8 @@ def test_a_fault_is_recorded_and_ends_the_job(pool):
     assert trace.fault[0] == 7
     assert 40 <= trace.fault[1] < 10_000
     assert trace.counts[:40].all()
-    assert trace.counts.sum() < 10_000
     assert trace.counts.max() == 1
+    assert trace.counts[41:].sum() <= pool.threads  # whoever had begun on other blocks by then
     Trace(100).run(pool.launch).assert_each_block_ran_once()
 
 
@@ -226,20 +236,21 @@ define i64 @set(i64 %mode) {
     )
     library = load_library(compile_object(text), ["set"])
     set_floats = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(library.addresses["set"])
-    x = np.full(1000, 1e-40, np.float32)
+    n = 1 << 20
+    x = np.full(n, 1e-40, np.float32)
     results = []
     before = set_floats(FLUSH)
     try:
-        for blocks in (1, 1000):
-            out = np.zeros(1000, np.float32)
-            two.launch(kernel(VECTOR_ADD).address, slots(x, x, out, 1000, 1000 // blocks), blocks, 0, fault_record())
+        for blocks in (1, *[64] * 20):
+            out = np.zeros(n, np.float32)
+            two.launch(kernel(VECTOR_ADD), slots(x, x, out, n, n // blocks), blocks, 0, fault_record())
             results.append(out)
     finally:
         left = set_floats(before)
     assert left & ~0x3F == FLUSH  # given back to the caller as it was (the low bits are flags of what happened)
+    assert (x[:1] + x[:1]).all()
     for out in results:
         np.testing.assert_array_equal(out, x + x)
-        assert (out != 0).all()
 
 
 def test_number_of_threads(monkeypatch, tmp_path):
