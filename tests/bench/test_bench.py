@@ -1,0 +1,65 @@
+"""The benchmarks run, on shapes too small to say anything, and refuse to time a wrong result."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def bench(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_cpu_matmul() -> None:
+    small = ["--n", "256", "--k", "256", "--m", "1,3", "--threads", "1", "--rounds", "1", "--burst", "0.001"]
+    done = bench("bench/cpu_matmul.py", *small, "--types", "u4,u3", "--no-write")
+    assert done.returncode == 0, done.stderr
+    for text in ("M=1 N=256 K=256, 1 thread", "M=3 N=256", "torch float32", "torch int4", "tilus u4", "tilus u3"):
+        assert text in done.stdout
+
+
+def test_sass_counts() -> None:
+    done = bench("bench/sass_counts.py", "--types", "u4", "--targets", "sm_80", "--no-write")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("sm_80") == 2
+
+
+@pytest.fixture
+def modules(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    return (
+        importlib.import_module("cpu_matmul"),
+        importlib.import_module("cpu_peers"),
+        importlib.import_module("record"),
+    )
+
+
+def test_a_wrong_peer_is_not_timed(modules) -> None:
+    import numpy as np
+
+    matmul, peers, _ = modules
+    weight = np.random.default_rng(0).standard_normal((32, 128), np.float32)
+    peer = peers.Peer("wrong", 8, 1e-3, lambda x, copies: (lambda: None, 1, lambda: 0 * (x @ weight.T)), weight)
+    with pytest.raises(SystemExit, match=r"wrong: relative error 1, expected at most 0\.001: not timed"):
+        matmul._case(peer, np.ones((1, 128), np.float32), 0.001)
+
+
+def test_a_result_file_says_how_it_was_made(modules, monkeypatch, tmp_path) -> None:
+    _, _, record = modules
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["bench/x.py", "--m", "1"])
+    path = record.write("x", {"m": 1}, [{"ms": 2.0}])
+    found = json.loads(path.read_text())
+    assert found["command"] == "python bench/x.py --m 1"
+    assert found["rows"] == [{"ms": 2.0}]
+    assert found["machine"]["threads"] >= 1
+    assert found["versions"]["numpy"] != "-"
+    assert found["commit"] != "unknown"
+    assert path.name.startswith("x-")
