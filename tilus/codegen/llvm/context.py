@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from tilus.codegen.llvm import casts
 from tilus.codegen.llvm.builder import Builder, Value, constant, vector
+from tilus.codegen.llvm.lanes import butterfly
 from tilus.codegen.llvm.types import is_packed, storage, words
 from tilus.dtypes import DataType
 from tilus.errors import CodegenError
@@ -33,6 +34,8 @@ class Context:
         Texts of `assert_`, by fault code less 1.
     loops : list
         Labels of the enclosing loops: (continue, break).
+    parts : dict
+        Tensors whose lanes hold parts of a sum, with the butterfly that adds them up (see `partial`).
     """
 
     b: Builder
@@ -43,6 +46,7 @@ class Context:
     messages: list[str] = field(default_factory=list)
     loops: list[tuple[str, str]] = field(default_factory=list)
     block_ids: list[Value] = field(default_factory=list)
+    parts: dict[Tensor, tuple[int, ...]] = field(default_factory=dict)
 
     def lanes(self, dtype: DataType) -> str:
         """Return the vector type of stored elements."""
@@ -58,6 +62,13 @@ class Context:
 
     def read(self, t: Tensor) -> list[Value]:
         """Return a tile's stored elements, one vector per local element (codes, for packed types)."""
+        values = self.read_parts(t)
+        for step in self.parts.get(t, ()):
+            values = [self.b.op("fadd", v, butterfly(self.b, v, step)) for v in values]
+        return values
+
+    def read_parts(self, t: Tensor) -> list[Value]:
+        """Return what a tile's vectors hold: the elements, or parts of them."""
         kind, layout = register(t)
         stored = [self.b.load(self.lanes(kind.dtype), slot) for slot in self.slots(t)]
         return unpack(self.b, stored, kind.dtype, layout.local_size) if is_packed(kind.dtype) else stored
@@ -72,8 +83,9 @@ class Context:
     def read_words(self, t: Tensor) -> list[Value]:
         """Return a tile's bits as 32-bit words per lane."""
         dtype = t.type.dtype
-        stored = [self.b.load(self.lanes(dtype), slot) for slot in self.slots(t)]
-        return stored if is_packed(dtype) else to_words(self.b, stored, dtype)
+        if is_packed(dtype):
+            return [self.b.load(self.lanes(dtype), slot) for slot in self.slots(t)]
+        return to_words(self.b, self.read(t), dtype)
 
     def write_words(self, t: Tensor, values: Sequence[Value]) -> None:
         """Redefine a tile by its bits."""
@@ -147,9 +159,9 @@ def from_words(b: Builder, stored: Sequence[Value], dtype: DataType, count: int)
     return [b.convert("bitcast", e, vector(b.lanes, storage(dtype))) for e in bits]
 
 
-def compute_values(c: Context, t: Tensor) -> list[Value]:
-    """Return a tile's elements in their compute type."""
-    return [casts.decode(c.b, t.type.dtype, e) for e in c.read(t)]
+def compute_values(c: Context, t: Tensor, *, parts: bool = False) -> list[Value]:
+    """Return a tile's elements in their compute type; `parts` if parts of them will do."""
+    return [casts.decode(c.b, t.type.dtype, e) for e in (c.read_parts(t) if parts else c.read(t))]
 
 
 def zero(c: Context, dtype: DataType) -> Value:

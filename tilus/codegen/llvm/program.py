@@ -10,6 +10,7 @@ from tilus.codegen.llvm import effects, registers
 from tilus.codegen.llvm.builder import Builder, Value, constant
 from tilus.codegen.llvm.context import Context
 from tilus.codegen.llvm.expr import condition, scalar
+from tilus.codegen.llvm.partial import partial_tensors
 from tilus.codegen.llvm.types import storage
 from tilus.errors import CodegenError, assert_never
 from tilus.ir import instructions as I
@@ -81,7 +82,7 @@ def emit(program: Program, target: Target) -> LlvmSource:
     """Return LLVM IR for a program lowered for the cpu target."""
     if program.num_threads is None or program.shared_bytes is None:
         raise CodegenError(f"{program.name!r} is not lowered", hint="call passes.pipeline.lower(program, target) first")
-    c = Context(Builder(program.num_threads))
+    c = Context(Builder(program.num_threads), parts=partial_tensors(program))
     _prologue(c, program)
     _blocks(c, program)
     return LlvmSource(_module(c, program.name), program.name, program.shared_bytes, tuple(c.messages))

@@ -51,6 +51,9 @@ def arange(c: Context, out: Tensor, inst: Arange) -> None:
 
 def copy(c: Context, out: Tensor, inst: Copy) -> None:
     """Copy the vectors."""
+    if inst.x in c.parts and out not in c.parts:
+        c.write(out, c.read(inst.x))
+        return
     for source, target in zip(c.slots(inst.x), c.slots(out), strict=True):
         c.b.store(c.b.load(c.lanes(out.type.dtype), source), target)
 
@@ -99,7 +102,11 @@ def _broadcast(c: Context, out: Tensor, x: Tensor) -> list[Value]:
     rank = len(kind.shape)
     table = index_table(register(out)[1])
     aligned = table[..., table.shape[-1] - rank :]
-    return move(c.b, compute_values(c, x), *sources(layout, np.where(np.array(kind.shape) == 1, 0, aligned)))
+    return move(
+        c.b,
+        compute_values(c, x, parts=out in c.parts),
+        *sources(layout, np.where(np.array(kind.shape) == 1, 0, aligned)),
+    )
 
 
 def elementwise(c: Context, out: Tensor, inst: Elementwise) -> None:
@@ -170,14 +177,14 @@ def dot(c: Context, out: Tensor, inst: Dot) -> None:
     a_table, b_table = index_table(register(inst.a)[1]), index_table(register(inst.b)[1])
     rows = _registers_by_index(a_table, 0)
     columns = _registers_by_index(b_table, 1)
-    start = compute_values(c, inst.c)
+    start = compute_values(c, inst.c, parts=out in c.parts)
     results = []
     for j, (m, n) in enumerate(index_table(layout)[0]):
         pairs = [(i, columns[n][k]) for k, i in rows[m].items() if k in columns[n]]
         ks = [tuple(a_table[lane, [i for i, _ in pairs], 1].tolist()) for lane in range(b.lanes)]
         _check_pairs(a_table, b_table, index_table(layout)[:, j], pairs)
         signature = [tuple(row) for row in index_table(layout)[:, j].tolist()]
-        steps = steps_of_group(signature, ks)
+        steps = [] if out in c.parts else steps_of_group(signature, ks)
         total = constant(start[j].type, 0) if steps else start[j]
         for i, other in pairs:
             total = _multiply_add(c, a_values[i], b_values[other], total)
