@@ -80,16 +80,29 @@ def test_what_has_layouts_stays_the_same_object() -> None:
 # --- conflicts ------------------------------------------------------------------------------------------------------
 
 
-def test_one_conversion_where_a_result_becomes_an_operand() -> None:
-    (conversion,) = conversions(lower(chained(), SM80))
-    assert isinstance(conversion.inst, ConvertLayout)
-    assert conversion.inst.x.name == "narrow"  # 16 bits of it, not the 32 of the sum
+def converted(program: Program) -> list[str]:
+    """Return the names of the tiles that are converted."""
+    return [s.inst.x.name for s in conversions(program) if isinstance(s.inst, ConvertLayout)]
+
+
+def test_a_chain_of_products_stays_in_its_warps() -> None:
+    """The fragments of a result are those of a left operand, if each warp has whole rows: nothing moves."""
+    lowered = lower(chained(), SM80)
+    assert layout_named(lowered, "narrow") == layout_named(lowered, "first")
+    assert "narrow" not in converted(lowered)
+
+
+def test_a_right_operand_is_loaded_wide_and_converted() -> None:
+    """Its fragments would be loaded two bytes at a time."""
+    lowered = lower(chained(), SM80)
+    assert converted(lowered) == ["b"]
+    assert layout_named(lowered, "b").contiguous_run(1) == 8
 
 
 def test_an_operand_on_both_sides_is_loaded_once() -> None:
     lowered = lower(chained(same=True), SM80)
     assert sum(isinstance(s.inst, LoadGlobal) for s in inst_stmts(lowered)) == 2
-    assert [s.inst.x.name for s in conversions(lowered) if isinstance(s.inst, ConvertLayout)] == ["a", "narrow"]
+    assert converted(lowered) == ["a", "b"]
 
 
 def test_a_tile_is_converted_once_and_outside_of_loops() -> None:

@@ -287,7 +287,7 @@ INTEGER_OPERATORS = [name for name, row in OPERATORS.items() if row.domain in ("
 @given(a=st.integers(-128, 127), b=st.integers(-128, 127), c=st.booleans())
 def test_integer_constants_fold_to_what_the_operator_says(name: str, a: int, b: int, c: bool) -> None:
     assume(not (name in ("floordiv", "mod") and b == 0))
-    assume(not (name in ("shl", "shr") and not 0 <= b < 8))
+    b = b % 8 if name in ("shl", "shr") else b
     arity = OPERATORS[name].arity
     values = (
         [Const(c, boolean), Const(a, i8), Const(b, i8)] if name == "where" else [Const(a, i8), Const(b, i8)][:arity]

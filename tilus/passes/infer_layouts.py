@@ -43,7 +43,10 @@ from tilus.passes.analyze import analyze
 from tilus.passes.insert_conversions import insert_conversions
 from tilus.passes.layout_rules import Machine, best_dot, spread
 from tilus.passes.memory_layouts import coalesced, rows_to_warps, vector_width
+from tilus.passes.shared_access import local_run
 from tilus.passes.tensors import inst_stmts, register_operands, register_tensors, register_type, with_layouts
+
+_LOAD_COST = 6  # of one access to global memory, in instructions on registers: its share of the load units' time
 
 
 def infer_layouts(program: Program, target: Target) -> Program:
@@ -69,12 +72,20 @@ class _Solver:
         self.program = program
         self.machine = machine
         self.tensors = register_tensors(program)
+        self.analysis, self.views = analyze(program), views_of(program)
         self.known: dict[Tensor, RegisterLayout] = {}
         self.users: dict[Tensor, list[InstStmt]] = {}
         for stmt in inst_stmts(program):
             for tensor in dict.fromkeys([*register_operands(stmt.inst), stmt.out]):
                 if isinstance(tensor, Tensor):
                     self.users.setdefault(tensor, []).append(stmt)
+        # Lanes of a CPU load what they hold as it comes; on a GPU narrow, scattered loads are worth avoiding.
+        on_gpu = machine.target.kind == "cuda"
+        self.loads = {
+            s.out: s
+            for s in inst_stmts(program)
+            if on_gpu and isinstance(s.inst, LoadGlobal) and isinstance(s.out, Tensor)
+        }
 
     def solve(self) -> dict[Tensor, RegisterLayout]:
         for tensor in self.tensors:
@@ -96,8 +107,24 @@ class _Solver:
     def enter(self, tensor: Tensor, layout: RegisterLayout) -> None:
         """Give a tensor a layout unless it has one, and follow what it leads to."""
         if tensor not in self.known:
-            self.known[tensor] = layout
+            self.known[tensor] = self.suited(tensor, layout)
             self.follow([tensor])
+
+    def suited(self, tensor: Tensor, wanted: RegisterLayout) -> RegisterLayout:
+        """Return the layout to load a tile in: the one wanted, or its own if loading and converting is cheaper."""
+        stmt = self.loads.get(tensor)
+        if stmt is None:
+            return wanted
+        own, nbits = self.tile_layout(tensor, stmt.inst), register_type(tensor).dtype.nbits
+        converted = self.load_cost(stmt.inst, own) + self.machine.cost(own, wanted, nbits)
+        return own if converted < self.load_cost(stmt.inst, wanted) else wanted
+
+    def load_cost(self, inst: Instruction, layout: RegisterLayout) -> float:
+        access = global_access(inst, self.views)
+        assert access is not None
+        dim = contiguous_dim(access, self.analysis)
+        width, _ = widest(access, dim, 1 if dim is None else local_run(layout, dim), self.analysis)
+        return _LOAD_COST * layout.local_size / width
 
     def follow(self, start: list[Tensor]) -> None:
         queue = deque(start)
@@ -105,7 +132,7 @@ class _Solver:
             for stmt in self.users.get(queue.popleft(), ()):
                 for tensor, layout in list(spread(stmt.inst, stmt.out, self.known)):
                     if tensor not in self.known:
-                        self.known[tensor] = layout
+                        self.known[tensor] = self.suited(tensor, layout)
                         queue.append(tensor)
 
     def check_fixed(self, tensor: Tensor, layout: RegisterLayout) -> None:
@@ -140,15 +167,23 @@ class _Solver:
     def solve_dot(self, stmt: InstStmt) -> None:
         inst, out = stmt.inst, stmt.out
         if isinstance(inst, Dot) and isinstance(out, Tensor):
-            best = best_dot(inst, out, self.known, self.machine)
+            best = best_dot(inst, out, self.known, self.machine, self.later(out))
             for tensor, layout in ((out, best.c), (inst.c, best.c), (inst.a, best.a), (inst.b, best.b)):
                 self.enter(tensor, layout)
+
+    def later(self, result: Tensor) -> list[tuple[Dot, int]]:
+        """Return the products that take a result, or what is computed from it element by element, as an operand."""
+        found = []
+        for x in self.alike(result):
+            for stmt in self.users.get(x, ()):
+                if isinstance(stmt.inst, Dot) and stmt.out is not result:
+                    found += [(stmt.inst, i) for i, operand in enumerate((stmt.inst.a, stmt.inst.b)) if operand is x]
+        return found
 
     # --- memory -----------------------------------------------------------------------------------------------------
 
     def memory_layouts(self) -> Iterator[tuple[Tensor, RegisterLayout]]:
         """Yield tiles that an access moves, and the layout that suits it; the one that moves most bits first."""
-        analysis, views = analyze(self.program), views_of(self.program)
         moved = []
         for order, (stmt, depth) in enumerate(_with_depth(self.program, 0)):
             tile = _moved_tile(stmt)
@@ -157,38 +192,38 @@ class _Solver:
                 is_global = not isinstance(stmt.inst, LoadShared | StoreShared)
                 moved.append((-is_global, -kind.numel * kind.dtype.nbits * 4**depth, order, tile, stmt.inst))
         for *_, tile, inst in sorted(moved, key=lambda entry: entry[:3]):
-            kind = register_type(tile)
-            limit = vector_width(kind.dtype.nbits, self.machine.target)
-            access = global_access(inst, views)
-            if access is not None:
-                dim = contiguous_dim(access, analysis)
-                width, _ = widest(access, dim, limit, analysis)
-            else:
-                dim, width = len(kind.shape) - 1, whole_bytes(limit, kind.dtype.nbits)
-            yield tile, self.tile_layout(tile, dim, width)
+            yield tile, self.tile_layout(tile, inst)
 
-    def tile_layout(self, tile: Tensor, dim: int | None, width: int) -> RegisterLayout:
-        shape, threads = register_type(tile).shape, self.machine.num_threads
+    def tile_layout(self, tile: Tensor, inst: Instruction) -> RegisterLayout:
+        """Return the layout that suits an instruction that moves a tile to or from memory."""
+        kind = register_type(tile)
+        limit = vector_width(kind.dtype.nbits, self.machine.target)
+        access = global_access(inst, self.views)
+        if access is not None:
+            dim = contiguous_dim(access, self.analysis)
+            width, _ = widest(access, dim, limit, self.analysis)
+        else:
+            dim, width = len(kind.shape) - 1, whole_bytes(limit, kind.dtype.nbits)
+        threads, lanes = self.machine.num_threads, self.machine.target.lanes
+        by_rows = None
         if dim is not None and dim in self.reduced_dims(tile):
-            by_rows = rows_to_warps(shape, dim, width, threads, self.machine.target.lanes)
-            if by_rows is not None:
-                return by_rows
-        return coalesced(shape, dim, width, threads)
+            by_rows = rows_to_warps(kind.shape, dim, width, threads, lanes)
+        return by_rows or coalesced(kind.shape, dim, width, threads)
 
     def reduced_dims(self, tile: Tensor) -> set[int]:
         """Return the dimensions along which a tile, or what is computed from it element by element, is reduced."""
-        shape, seen, queue, dims = register_type(tile).shape, {tile}, deque([tile]), set()
-        while queue:
-            for stmt in self.users.get(queue.popleft(), ()):
-                if isinstance(stmt.inst, Reduce) and stmt.inst.x in seen:
-                    dims.add(stmt.inst.dim)
+        users = [stmt.inst for x in self.alike(tile) for stmt in self.users.get(x, ())]
+        return {inst.dim for inst in users if isinstance(inst, Reduce)}
+
+    def alike(self, tile: Tensor) -> list[Tensor]:
+        """Return a tile and the tiles of its shape that are computed from it element by element."""
+        shape, found = register_type(tile).shape, [tile]
+        for x in found:  # grows under way
+            for stmt in self.users.get(x, ()):
                 out = stmt.out
-                if not isinstance(stmt.inst, Elementwise | Cast | Copy) or not isinstance(out, Tensor) or out in seen:
-                    continue
-                if register_type(out).shape == shape:
-                    seen.add(out)
-                    queue.append(out)
-        return dims
+                if isinstance(stmt.inst, Elementwise | Cast | Copy) and isinstance(out, Tensor) and out not in found:
+                    found += [out] if register_type(out).shape == shape else []
+        return found
 
 
 def _moved_tile(stmt: InstStmt) -> Tensor | None:

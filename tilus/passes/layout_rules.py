@@ -313,17 +313,39 @@ def dot_choices(inst: Dot, known: Sequence[RegisterLayout | None], machine: Mach
     return ways + [way for way in lifted if matches_fma(way.a, way.b, way.c)]
 
 
-def best_dot(inst: Dot, out: Tensor, known: Known, machine: Machine) -> DotLayouts:
-    """Return the way to run a product that costs least, conversions from the known layouts included."""
+def best_dot(
+    inst: Dot, out: Tensor, known: Known, machine: Machine, later: Sequence[tuple[Dot, int]] = ()
+) -> DotLayouts:
+    """Return the way to run a product that costs least, conversions from the known layouts included.
+
+    Parameters
+    ----------
+    inst, out : Dot, Tensor
+    known : mapping
+        Layouts found so far.
+    machine : Machine
+    later : sequence of (Dot, int)
+        Products of which this result becomes operand 0 or 1, so that a chain can stay in its warps.
+    """
     tensors = (inst.a, inst.b, inst.c, out)
     have, nbits = [known.get(x) for x in tensors], [register_type(x).dtype.nbits for x in tensors]
 
     def cost(way: DotLayouts) -> float:
         want = (way.a, way.b, way.c, way.c)
         moved = sum(machine.cost(x, y, n) for x, y, n in zip(have, want, nbits, strict=True) if x is not None)
-        return moved + way.work
+        onwards = sum(_cost_as_operand(way.c, dot, operand, machine) for dot, operand in later)
+        return moved + way.work + onwards
 
     return min(dot_choices(inst, have[:3], machine), key=cost)
+
+
+def _cost_as_operand(layout: RegisterLayout, dot: Dot, operand: int, machine: Machine) -> float:
+    """Return what a product costs, if one operand comes in a layout and all else is as it likes."""
+    nbits = register_type((dot.a, dot.b)[operand]).dtype.nbits
+    ways = dot_choices(dot, (None, None, None), machine)
+    if ways[0].atom == "fma":
+        return 0  # nothing is gained that would be worth the many choices
+    return min(machine.cost(layout, (way.a, way.b)[operand], nbits) + way.work for way in ways)
 
 
 def _choose_dot(

@@ -21,6 +21,7 @@ from tilus.ir.program import Program
 from tilus.ir.stmt import InstStmt, Stmt
 from tilus.ir.target import Target
 from tilus.ir.types import SharedType
+from tilus.layouts.scratch import plan_scratch
 from tilus.passes.tensors import inst_stmts, layout_of, register_type, shared_layout_of, shared_type
 
 _ALIGNMENT = 16  # the widest access of a thread
@@ -93,7 +94,7 @@ def find_tenants(program: Program) -> list[Tenant]:
                 filled[stmt.inst.dst] = at
             if isinstance(stmt.inst, ConvertLayout) and stmt.selected is not None and stmt.selected.atom == "shared":
                 first = conversions[id(stmt)].first if id(stmt) in conversions else at
-                conversions[id(stmt)] = Tenant(stmt, scratch_bytes(stmt.inst), _ALIGNMENT, first, at, True)
+                conversions[id(stmt)] = Tenant(stmt, scratch_bytes(stmt.inst), _SWIZZLED_ALIGNMENT, first, at, True)
     tenants = list(conversions.values())
     for tensor, places in uses.items():
         if not places:
@@ -112,9 +113,9 @@ def _tensor_tenant(tensor: Tensor, first: int, last: int) -> Tenant:
 
 
 def scratch_bytes(inst: ConvertLayout) -> int:
-    """Return the bytes a conversion through shared memory needs: every element once, narrow ones in a byte each."""
-    kind = register_type(inst.x)
-    return kind.numel * max(kind.dtype.nbits, 8) // 8
+    """Return the bytes a conversion through shared memory needs: its elements, narrow ones in a byte each, and gaps."""
+    elem_bytes = max(register_type(inst.x).dtype.nbits, 8) // 8
+    return plan_scratch(layout_of(inst.x), inst.layout, elem_bytes).layout.storage_size * elem_bytes
 
 
 def _shared_in(stmt: InstStmt) -> list[Tensor]:
