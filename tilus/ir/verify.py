@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TypeAlias
 
 from tilus.dtypes import boolean
@@ -95,9 +96,7 @@ class _Checker:
         self.once: set[Tensor] = set()  # global views and shared tensors that have their definition
         self.threads = program.num_threads
         self.at: Stmt | Program = program  # what is being checked
-        self.line = ""  # the line of the header that is being checked
-        self.names = Names()
-        to_text(program, self.names)  # so that one line of it is printed with the names it has in the whole
+        self.at_grid = False
 
     def run(self) -> list[_Breach]:
         self.header()
@@ -107,9 +106,22 @@ class _Checker:
     def complain(self, message: str, node: Node, hint: str | None = None) -> None:
         # A variable's place is its declaration, and what a pass made has none: then the statement's is shown.
         placed = node if node.loc is not None and not is_identity(node) else self.at
+        self.breaches.append(_Breach(message, placed, self.line(), hint))
+
+    @cached_property
+    def names(self) -> Names:
+        """Names of variables: a line is printed with those it has in the whole program."""
+        names = Names()
+        to_text(self.program, names)
+        return names
+
+    def line(self) -> str:
+        if self.at_grid:
+            return f"grid {value_text(self.program.grid, self.names)}"
+        if self.at is self.program:
+            return ""
         self.names.show_types()
-        line = self.line if self.at is self.program else to_text(self.at, self.names).partition("\n")[0]
-        self.breaches.append(_Breach(message, placed, line, hint))
+        return to_text(self.at, self.names).partition("\n")[0]
 
     def header(self) -> None:
         p = self.program
@@ -124,9 +136,10 @@ class _Checker:
         for name, value in (("num_warps", p.num_warps), ("num_threads", p.num_threads)):
             if value is not None and value < 1:
                 self.complain(f"{name} must be positive, got {value}", p)
-        self.line = f"grid {value_text(p.grid, self.names)}"
+        self.at_grid = True
         for extent in p.grid:
             self.extent(extent, frozenset(variables))
+        self.at_grid = False
 
     def extent(self, extent: Expr, params: frozenset[Var]) -> None:
         strangers = [n for n in walk(extent) if isinstance(n, BlockId) or (isinstance(n, Var) and n not in params)]

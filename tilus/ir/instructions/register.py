@@ -68,7 +68,8 @@ class Cast(Instruction):
     """Convert every element.
 
     To a float: nearest even, saturating where the type has no infinity. Float to integer: towards zero, saturating,
-    NaN to 0. Integer to integer: the low bits. A codebook or a narrow float decodes to exactly its value.
+    NaN to 0. Integer to integer: the low bits. A codebook or a narrow float decodes to exactly its value. NaN becomes
+    the greatest value of a type that has none (PTX ISA, `cvt` with `.satfinite`); to a boolean: whether it is not 0.
     """
 
     x: Tensor
@@ -227,6 +228,7 @@ def _dot(i: Dot) -> RegisterType:
         c.shape == (a.shape[0], b.shape[1]), f"the accumulator has shape {c.shape}, expected {(a.shape[0], b.shape[1])}"
     )
     require(a.dtype == b.dtype, f"dot operands have different types: {a.dtype} and {b.dtype}")
+    require(not c.dtype.is_integer or a.dtype.is_integer, f"dot of {a.dtype} cannot accumulate in {c.dtype}")
     return RegisterType(c.dtype, c.shape)
 
 
