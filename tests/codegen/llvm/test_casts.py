@@ -87,10 +87,16 @@ def test_to_narrow(target):
             np.random.default_rng(0).normal(size=300) * float(t.max_value or 1),
         ]
     ).astype(np.float32)
+    x = np.concatenate([x, np.array([np.nan, -np.nan], np.float32)])
     x = np.resize(x, -(-x.size // 256) * 256)
     stored = np.zeros(t.nbytes(x.size), np.uint8)
     run(plain_program("f32", target), [x, stored, x.size], (x.size // 256, 1, 1))
-    expected = t.encode(np.clip(np.trunc(x.astype(np.float64)), t.min_value, t.max_value) if t.is_integer else x)
+    number = x.astype(np.float64)
+    if t.is_integer:
+        number = np.clip(np.trunc(np.nan_to_num(number, nan=0.0)), t.min_value, t.max_value)
+    elif not t.has_nan:
+        number = np.where(np.isnan(number), t.max_value, number)
+    expected = t.encode(number)
     np.testing.assert_array_equal(t.unpack(stored, x.size), expected)
 
 

@@ -131,7 +131,7 @@ class Builder:
 
     def alloca(self, type_: str, hint: str, align: int = 0) -> Value:
         """Make room for a variable in the entry block."""
-        name = f"%{self.fresh(hint + '.')}"
+        name = f"%{self.fresh(f'_{hint}.')}"  # a name may begin with a digit, an LLVM one may not
         self.entry.append(f"  {name} = alloca {type_}" + (f", align {align}" if align else ""))
         return Value("ptr", name)
 

@@ -136,9 +136,10 @@ def _encode_float(b: Builder, dtype: Float, x: Value) -> Value:
     if not dtype.saturates:
         infinity = dtype.max_code + 1
         code = b.select(b.compare("icmp ugt", code, infinity), constant(code.type, infinity), code)
-    if dtype.nan_code is not None:
-        code = b.select(b.compare("fcmp uno", x, x), constant(code.type, dtype.nan_code), code)
-    return b.op("or", sign, code)
+    nan = b.compare("fcmp uno", x, x)
+    if dtype.nan_code is None:
+        return b.select(nan, constant(code.type, dtype.max_code), b.op("or", sign, code))
+    return b.op("or", sign, b.select(nan, constant(code.type, dtype.nan_code), code))
 
 
 def cast(b: Builder, src: DataType, dst: DataType, x: Value) -> Value:
