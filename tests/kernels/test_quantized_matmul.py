@@ -2,7 +2,6 @@
 
 from itertools import product
 
-import numpy as np
 import pytest
 
 from tests.kernels.cases import ACTIVATIONS, TYPES, WEIGHTS, activations, bias_of, weight

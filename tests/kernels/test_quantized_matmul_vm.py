@@ -16,7 +16,7 @@ from tests.tolerance import check
 from tilus import vm
 from tilus.dtypes import dtype
 from tilus.ir.target import target
-from tilus.kernels.configure import compute_dtype, constants
+from tilus.kernels.configure import compute_dtype, constants, rows_per_block
 from tilus.kernels.programs import quantized_matmul
 from tilus.passes.pipeline import lower
 from tilus.runtime.weights import native_pack
@@ -80,13 +80,14 @@ def test_lowered_for_a_gpu(name, zero_point):
 
 @pytest.mark.parametrize("name", ["u4", "u3", "f4e2m1", "nf4"])
 @pytest.mark.parametrize("activation", ["f16", "bf16", "f32"])
-@pytest.mark.parametrize("bm", [8, 32, 64])
-def test_lowered_for_every_batch_tile(name, activation, bm):
+@pytest.mark.parametrize("m", [3, 20, 70])
+def test_lowered_for_every_batch_tile(name, activation, m):
     w = weight(name, name[0] == "u", 64, 70, 90)
     w = w.repack(native_pack(w.dtype, "cuda"))
-    x = activations(activation, bm + 3, 90)
-    y = np.full((bm + 3, 70), np.nan, x.dtype)
-    vm.run(lower(program(w, activation, bm, False), target("sm_90a")), arguments(x, w, None, y))
+    x = activations(activation, m, 90)
+    bm = rows_per_block(m, "cuda", compute_dtype(w.dtype, dtype(activation)))
+    y = np.full((m, 70), np.nan, x.dtype)
+    vm.run(lower(program(w, activation, bm, False), target("sm_86")), arguments(x, w, None, y))
     check(y, x, w, compute=compute_dtype(w.dtype, dtype(activation)))
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from functools import cache
+from math import gcd
 from typing import Any
 
 from tilus.dtypes import DataType, dtype
-from tilus.runtime.weights.packing import LANES, WARPS, Device
+from tilus.runtime.weights.packing import LANES, WARPS, Device, PackLayout
 from tilus.runtime.weights.weight import WeightFormat
 
+F32 = dtype("f32")
+LARGEST_BATCH_TILE = 64
+FMA_STEP = 64
+STAGE_BYTES = 76 * 1024  # of the 99 KiB of an sm_86 or sm_89 block; a conversion in f32 takes up to 18
 ZERO_POINTS = {True: dtype("i8"), False: dtype("u8")}  # by whether the codes have a sign
 
 
@@ -19,12 +24,14 @@ def compute_dtype(weight: DataType, activation: DataType) -> DataType:
     values = weight.decode(range(2**weight.nbits))
     rounded = activation.decode(activation.encode(values))
     same = (values == rounded) | ((values != values) & (rounded != rounded))
-    return activation if bool(same.all()) else dtype("f32")
+    return activation if bool(same.all()) else F32
 
 
-def rows_per_block(m: int, device: Device) -> int:
+def rows_per_block(m: int, device: Device, compute: DataType) -> int:
     """Return the batch tile BM for a batch of `m`."""
-    sizes = (1, 4) if device == "cpu" else (8, 16, 32, 64)
+    sizes: tuple[int, ...] = (1, 4) if device == "cpu" else (8, 16, 32, LARGEST_BATCH_TILE)
+    if device == "cuda" and compute == F32:
+        sizes = sizes[:-1]  # two stages of wide tiles would not fit
     return next((size for size in sizes if m <= size), sizes[-1])
 
 
@@ -32,16 +39,28 @@ def rows_per_block(m: int, device: Device) -> int:
 def constants(form: WeightFormat, activation: DataType, scale: DataType, bm: int, bias: bool) -> dict[str, Any]:
     """Return the compile-time constants of `quantized_matmul` for a weight format and batch tile."""
     on_cpu = form.pack.fragment.num_threads == LANES
+    compute = F32 if on_cpu else compute_dtype(form.dtype, activation)
+    group, width = max(form.group_size, 0), form.pack.tile[1]
+    # No step spans two groups. Without tensor cores a step's weights go through shared memory: few at a time.
+    step = gcd(group, width, width if on_cpu or compute != F32 else FMA_STEP)
     return {
         "XT": activation,
-        "CT": dtype("f32") if on_cpu else compute_dtype(form.dtype, activation),
+        "CT": compute,
         "ST": scale,
         "ZT": ZERO_POINTS[form.dtype.is_signed] if form.zero_point == "tensor" else dtype("u32"),
         "PACK": form.pack,
         "BM": bm,
-        "GROUP": max(form.group_size, 0),
+        "GROUP": group,
+        "STEP": step,
         "ZERO": form.zero_point,
         "BIAS": bias,
-        "STAGES": 0 if on_cpu else 3,
+        "STAGES": 0 if on_cpu else stages(form.pack, activation, bm),
         "WARPS": 1 if on_cpu else WARPS,
     }
+
+
+def stages(pack: PackLayout, activation: DataType, bm: int) -> int:
+    """Return how many tiles of weights and activations to keep in shared memory: what fits every GPU, 2 to 4."""
+    rows, width = pack.tile
+    tile_bytes = rows * width * pack.dtype.nbits // 8 + bm * width * activation.nbits // 8
+    return min(max(STAGE_BYTES // tile_bytes, 2), 4)

@@ -11,11 +11,11 @@ import numpy as np
 
 from tilus.dtypes import DataType
 from tilus.errors import LaunchError
-from tilus.kernels.configure import constants, rows_per_block
+from tilus.kernels.configure import LARGEST_BATCH_TILE, compute_dtype, constants, rows_per_block
 from tilus.kernels.programs import quantized_matmul
 from tilus.runtime.arguments import element_type, is_torch
 from tilus.runtime.kernel import BoundKernel
-from tilus.runtime.weights.packing import Device
+from tilus.runtime.weights.packing import LANES, Device
 from tilus.runtime.weights.weight import QuantizedWeight, WeightFormat
 
 ACTIVATIONS = ("f16", "bf16", "f32")
@@ -66,7 +66,7 @@ def run(x: Any, words: Any, scales: Any, zero_points: Any | None, bias: Any | No
     m = prod(x.shape[:-1])
     y = x.new_empty((m, n)) if is_torch(x) else np.empty((m, n), x.dtype)
     if m and n and k:
-        launch = _kernel(form, x.dtype, scales.dtype, rows_per_block(m, device_kind(x)), bias is not None)
+        launch = _kernel(form, x.dtype, scales.dtype, min(m, LARGEST_BATCH_TILE), bias is not None)
         zeros = zero_points if zero_points is not None else words  # any array: it is not read
         launch(x.reshape(m, k), words, scales, zeros, bias if bias is not None else y, y, m, n, k, form.groups(k))
     elif m and n:
@@ -75,11 +75,13 @@ def run(x: Any, words: Any, scales: Any, zero_points: Any | None, bias: Any | No
 
 
 @cache
-def _kernel(form: WeightFormat, activation: Any, scale: Any, bm: int, bias: bool) -> BoundKernel:
-    """Return the kernel of one configuration; element types as the library of the arrays names them."""
+def _kernel(form: WeightFormat, activation: Any, scale: Any, m: int, bias: bool) -> BoundKernel:
+    """Return the kernel for a batch of `m`, where the largest tile stands for all that is more."""
     x_type, scale_type = element_type(activation), element_type(scale)
     assert x_type is not None, "check_operands ran"
     assert scale_type is not None, "check_operands ran"
+    device: Device = "cpu" if form.pack.fragment.num_threads == LANES else "cuda"
+    bm = rows_per_block(m, device, compute_dtype(form.dtype, x_type))
     return quantized_matmul.bind(**constants(form, x_type, scale_type, bm, bias))
 
 

@@ -8,8 +8,6 @@ integer zero points are subtracted from the codes, which is exact.
 
 from __future__ import annotations
 
-from math import gcd
-
 from tilus.dtypes import DataType, f32, i32, u32
 from tilus.lang import (
     alloc_shared,
@@ -84,6 +82,7 @@ def quantized_matmul(
     PACK: PackLayout,
     BM: int,
     GROUP: int,  # weights along K that share a scale; 0: all do
+    STEP: int,  # weights along K multiplied at once: divides GROUP and the tile
     ZERO: str,  # "none", "half" (2^(bits-1)) or "tensor"
     BIAS: bool,
     STAGES: int,  # tiles in shared memory; 0: straight from global memory
@@ -91,7 +90,6 @@ def quantized_matmul(
 ):
     """Multiply activations [m, k] by a packed weight [n, k]; scales and zero points are [groups, n]."""
     WT, (BN, BK), words = PACK.dtype, PACK.tile, PACK.words
-    STEP = gcd(GROUP, BK)  # so that no step spans two groups; BK if there is one group
     launch(blocks=(cdiv(m, BM), cdiv(n, BN)), warps=WARPS)
     col, tile_n, tiles_k = block_id(0) * BM, block_id(1), cdiv(k, BK)
     gw = global_view(w, shape=(cdiv(n, BN), tiles_k, *words.shape))
