@@ -142,5 +142,6 @@ def _unpack(path: Path, name: str, words: np.ndarray, kind: DataType, count: int
     if words.shape[1] == -(-count // per_word):
         shifts = np.arange(per_word, dtype=np.uint32) * kind.nbits
         fields = (words[:, :, None] >> shifts) & np.uint32(kind.num_codes - 1)
-        return fields.reshape(len(words), -1)[:, :count].astype(np.uint8)
+        padded: np.ndarray = fields.reshape(len(words), -1)[:, :count].astype(np.uint8)
+        return padded
     raise FormatError(f"{path}: layer {name!r} has {words.shape[1]} words a row for {count} codes of {kind}")
