@@ -16,7 +16,7 @@ from tilus.ir.program import Program
 from tilus.ir.stmt import Assign, Break, Continue, For, If, InstStmt, Let, Stmt, While
 from tilus.ir.types import RegisterType
 from tilus.layouts import RegisterLayout
-from tilus.passes.layout_rules import LAYOUT_RULES, Choice, Machine
+from tilus.passes.layout_rules import LAYOUT_RULES, Choice, Machine, cheapest
 from tilus.passes.tensors import defined_in, layout_of, register_operands, register_type, with_operands
 
 
@@ -108,13 +108,13 @@ class _Inserter:
             return choices[0]
         nbits = [register_type(x).dtype.nbits for x in operands]
 
-        def cost(choice: Choice) -> float:
+        def moving(choice: Choice) -> float:
             moved = sum(self.machine.cost(x, y, n) for x, y, n in zip(have, choice.operands, nbits, strict=True))
             if out is not None and result is not None and choice.out is not None:
                 moved += self.machine.cost(choice.out, result, register_type(out).dtype.nbits)
-            return moved + choice.work
+            return moved
 
-        return min(choices, key=cost)
+        return cheapest(choices, moving)
 
     def converted(self, x: Tensor, layout: RegisterLayout) -> Tensor:
         """Return the tile in another layout: converted before, or now, as far out as its value is the same."""

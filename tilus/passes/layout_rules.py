@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import gcd
-from typing import Any, TypeAlias
+from math import gcd, inf
+from typing import Any, TypeAlias, TypeVar
 
 from tilus.errors import LayoutError, LayoutInferenceError
 from tilus.ir.expr import Tensor, Var
@@ -61,6 +61,9 @@ Known: TypeAlias = Mapping[Tensor, RegisterLayout]
 Found: TypeAlias = Iterator[tuple[Tensor, RegisterLayout]]
 
 
+W = TypeVar("W", "Choice", DotLayouts)
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
     """What layouts are chosen for: a target and the number of its threads that make a block."""
@@ -89,6 +92,22 @@ class Choice:
     operands: tuple[RegisterLayout, ...]
     out: RegisterLayout | None
     work: float = 0
+
+
+def cheapest(ways: Sequence[W], moving: Callable[[W], float]) -> W:
+    """Return the way of least work and conversions together, trying those of little work first.
+
+    Conversions cost something or nothing, so once the work alone is more than the best sum, the rest need no look.
+    """
+    best, least = None, inf
+    for way in sorted(ways, key=lambda way: way.work):
+        if way.work >= least:
+            break
+        total = way.work + moving(way)
+        if total < least:
+            best, least = way, total
+    assert best is not None
+    return best
 
 
 Spread: TypeAlias = Callable[[Any, Tensor, Known], Found]
@@ -330,13 +349,13 @@ def best_dot(
     tensors = (inst.a, inst.b, inst.c, out)
     have, nbits = [known.get(x) for x in tensors], [register_type(x).dtype.nbits for x in tensors]
 
-    def cost(way: DotLayouts) -> float:
+    def moving(way: DotLayouts) -> float:
         want = (way.a, way.b, way.c, way.c)
         moved = sum(machine.cost(x, y, n) for x, y, n in zip(have, want, nbits, strict=True) if x is not None)
         onwards = sum(_cost_as_operand(way.c, dot, operand, machine) for dot, operand in later)
-        return moved + way.work + onwards
+        return moved + onwards
 
-    return min(dot_choices(inst, have[:3], machine), key=cost)
+    return cheapest(dot_choices(inst, have[:3], machine), moving)
 
 
 def _cost_as_operand(layout: RegisterLayout, dot: Dot, operand: int, machine: Machine) -> float:
@@ -345,7 +364,12 @@ def _cost_as_operand(layout: RegisterLayout, dot: Dot, operand: int, machine: Ma
     ways = dot_choices(dot, (None, None, None), machine)
     if ways[0].atom == "fma":
         return 0  # nothing is gained that would be worth the many choices
-    return min(machine.cost(layout, (way.a, way.b)[operand], nbits) + way.work for way in ways)
+
+    def moving(way: DotLayouts) -> float:
+        return machine.cost(layout, (way.a, way.b)[operand], nbits)
+
+    best = cheapest(ways, moving)
+    return best.work + moving(best)
 
 
 def _choose_dot(
