@@ -31,8 +31,8 @@ TENSOR_CORE = 2.0**-22
 
 def exact(x, weight, bias=None):
     """Return the product in float64, which is exact here up to 2^-53 relative, from codes, scales and zero points."""
-    y = _float64(x).reshape(-1, weight.shape[1]) @ weights(weight).T
-    return (y if bias is None else y + _float64(bias)).reshape(*x.shape[:-1], weight.shape[0])
+    y = _float64(x) @ weights(weight).T
+    return y if bias is None else y + _float64(bias)
 
 
 def weights(weight):
@@ -67,18 +67,16 @@ def bound(x, weight, bias=None, *, compute: DataType | None = None, unit: float 
     unit : float
         Roundoff of the accumulator: that of f32, or `TENSOR_CORE`.
     """
-    n, k = weight.shape
+    k = weight.shape[1]
     kind = array_dtype(x)
-    scale = np.abs(weights(weight))
-    moved = np.abs(_float64(x)).reshape(-1, k) @ scale.T
+    moved = np.abs(_float64(x)) @ np.abs(weights(weight)).T
     total = moved if bias is None else moved + np.abs(_float64(bias))
     count = k + weight.format.groups(k) + 4
     error = count * unit / (1 - count * unit) * total
     if weight.dtype.is_codebook:
         error = error + UNIT[(compute or dtype("f32")).name] * moved * (1 + 2**-7)
     error = error + count * 2.0**-149  # below the smallest subnormal of f32 every rounding may lose that much
-    y = np.abs(exact(x, weight, bias)).reshape(error.shape)
-    return (error + half_ulp(kind, y + error)).reshape(*x.shape[:-1], n)
+    return error + half_ulp(kind, np.abs(exact(x, weight, bias)) + error)
 
 
 def half_ulp(kind: DataType, magnitude):

@@ -45,8 +45,10 @@ def matmul(x: Any, weight: QuantizedWeight, bias: Any | None = None) -> Any:
     check_activations(x)
     if x.shape[-1] != k:
         raise LaunchError(f"x has shape {tuple(x.shape)}, expected [..., {k}] for a weight of [{n}, {k}]")
-    if home(weight.words) == home(x):  # else the operator says what is wrong
-        weight = weight.packed_for(device_kind(x))
+    check_home("weight", weight.words, x)
+    if bias is not None:
+        check_home("bias", bias, x)
+    weight = weight.packed_for(device_kind(x))
     operands = (x, weight.words, weight.scales, weight.zero_points, bias)
     if not is_torch(x):
         return run(*operands, weight.format, n)
@@ -90,9 +92,24 @@ def device_kind(x: Any) -> Device:
     return "cuda" if is_torch(x) and x.device.type == "cuda" else "cpu"
 
 
+def check_home(name: str, array: Any, x: Any) -> None:
+    """Raise `LaunchError` unless two arrays can be worked on together: of one library, on one device."""
+    if home(array) != home(x):
+        raise LaunchError(
+            f"x is {_words(x)}, but the {name} is {_words(array)}",
+            hint="quantize and call with arrays of one library and device",
+        )
+
+
 def home(x: Any) -> Any:
-    """Return what two arrays must have in common to be worked on together: library and device."""
+    """Return the library and device of an array, as something to compare."""
     return x.device if is_torch(x) else np.ndarray if isinstance(x, np.ndarray) else type(x)
+
+
+def _words(x: Any) -> str:
+    if is_torch(x):
+        return f"a torch tensor on {x.device}"
+    return "a NumPy array" if isinstance(x, np.ndarray) else f"a {type(x).__name__}"
 
 
 def check_activations(x: Any) -> None:
@@ -132,21 +149,10 @@ def check_operands(
 
 
 def _check_operand(name: str, array: Any, x: Any, shape: tuple[int, ...], kinds: tuple[str, ...]) -> None:
-    if home(array) != home(x):
-        raise LaunchError(
-            f"x is {_words(x)}, but {name} is {_words(array)}",
-            hint="quantize and call with arrays of one library and device",
-        )
+    check_home(name, array, x)
     kind: DataType | None = element_type(array.dtype)
     if tuple(array.shape) != shape or kind is None or kind.name not in kinds:
         raise LaunchError(
             f"{name} must be an array {list(shape)} of {' or '.join(kinds)} for x of shape {list(x.shape)}, "
             f"got {list(array.shape)} of {kind or array.dtype}"
         )
-
-
-def _words(x: Any) -> str:
-    """Describe library and device of an array."""
-    if is_torch(x):
-        return f"a torch tensor on {x.device}"
-    return "a NumPy array" if isinstance(x, np.ndarray) else f"a {type(x).__name__}"

@@ -127,11 +127,11 @@ def _quantize_rows(
     step = max(ELEMENTS // max(k, 1), 1)
     for start in range(0, n, step):
         rows = slice(start, min(start + step, n))
-        padded = np.zeros((rows.stop - start, groups * size))
+        blocks = np.zeros((rows.stop - start, groups, size))
+        padded = blocks.reshape(rows.stop - start, groups * size)
         padded[:, :k] = source[rows]
-        blocks = padded.reshape(-1, groups, size)
         scales[rows], zeros[rows] = _scales(blocks, kind, zero, scale_type)
-        codes[rows] = _encode(blocks, scales[rows], zeros[rows], kind).reshape(-1, groups * size)[:, :k]
+        codes[rows] = _encode(blocks, scales[rows], zeros[rows], kind).reshape(padded.shape)[:, :k]
     return codes, scales, zeros if zero == "tensor" else None
 
 
