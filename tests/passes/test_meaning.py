@@ -22,7 +22,9 @@ from tilus.ir.expr import Expr, Tensor, const
 from tilus.ir.instructions import (
     AllocShared,
     Cast,
+    CommitGroup,
     Copy,
+    CopyAsync,
     Dot,
     Elementwise,
     Full,
@@ -36,10 +38,12 @@ from tilus.ir.instructions import (
     StoreShared,
     Sync,
     Transpose,
+    WaitGroup,
 )
 from tilus.ir.printer import to_text
 from tilus.ir.program import Program
 from tilus.ir.target import TARGETS
+from tilus.ir.types import SharedType
 from tilus.layouts import column_local, local, spatial
 from tilus.passes.pipeline import lower
 from tilus.passes.tensors import register_type
@@ -229,13 +233,70 @@ class Generator:
             a, b = (self.builder.inst(Cast(x, f16), "half") for x in (a, b))
         return self.clipped(self.builder.inst(Dot(a, b, acc), "product"))
 
+    def fragments(self) -> Tensor:
+        """Return a product that tensor cores can do, of what was loaded or computed or has come through shared memory."""
+        m, n = self.draw(st.sampled_from([16, 32])), self.draw(st.sampled_from([8, 16]))
+        a, b = self.halves(m, 16), self.halves(16, n)
+        acc = self.builder.inst(Full(const(1.0, f32), (m, n)), "acc")
+        return self.clipped(self.builder.inst(Dot(a, b, acc), "mma"))
+
+    def halves(self, rows: int, columns: int) -> Tensor:
+        """Return an f16 tile: of one that is there if its shape fits, or from memory, by way of shared memory or not."""
+        fitting = [t for t in self.tiles if self.shape(t) == (rows, columns)]
+        if fitting and self.draw(st.booleans()):
+            return self.builder.inst(Cast(self.draw(st.sampled_from(fitting)), f16), "half")
+        loaded = self.builder.inst(LoadGlobal(self.source, (ZERO, ZERO), (rows, columns), (0, 1)), "loaded")
+        x = self.builder.inst(Cast(loaded, f16), "half")
+        if self.draw(st.booleans()):
+            return x
+        s = self.builder.inst(AllocShared(f16, (rows, columns)), "s")
+        self.builder.inst(Sync())
+        self.builder.inst(StoreShared(s, x, (ZERO, ZERO), (0, 1)))
+        self.builder.inst(Sync())
+        return self.builder.inst(LoadShared(s, (ZERO, ZERO), (rows, columns), (0, 1)), "back")
+
     def trip(self) -> Tensor:
         x = self.pick()
-        s = self.builder.inst(AllocShared(f32, self.shape(x)), "s")
+        kind = self.draw(st.sampled_from([f32, f16]))
+        if kind == f16:
+            x = self.builder.inst(Cast(x, f16), "half")
+        s = self.builder.inst(AllocShared(kind, self.shape(x)), "s")
         self.builder.inst(Sync())  # in a loop, the last turn's readers are done
         self.builder.inst(StoreShared(s, x, (ZERO, ZERO), (0, 1)))
         self.builder.inst(Sync())
-        return self.builder.inst(LoadShared(s, (ZERO, ZERO), self.shape(x), (0, 1)), "back")
+        return self.part_of(s)
+
+    def staged(self) -> Tensor:
+        shape = self.draw(st.sampled_from([(16, 16), (16, 8), (32, 16)]))
+        stages = self.draw(st.integers(1, 2))
+        source = const(self.draw(st.sampled_from([0, 8, 30]))), const(self.draw(st.sampled_from([0, 1, 4, 16])))
+        s = self.builder.inst(AllocShared(f32, (stages, *shape)), "stages")
+        self.builder.inst(Sync())
+        for stage in range(stages):
+            self.builder.inst(CopyAsync(s, self.source, (const(stage), ZERO, ZERO), source, shape, (1, 2), (0, 1)))
+        self.builder.inst(CommitGroup())
+        self.builder.inst(WaitGroup(0))
+        self.builder.inst(Sync())
+        stage = const(self.draw(st.integers(0, stages - 1)))
+        return self.builder.inst(LoadShared(s, (stage, ZERO, ZERO), shape, (1, 2)), "landed")
+
+    def part_of(self, s: Tensor) -> Tensor:
+        """Load a part of a shared tensor; sometimes the left operand of a product with itself, for ldmatrix."""
+        kind = s.type
+        assert isinstance(kind, SharedType)
+        rows, columns = kind.shape
+        shape = (rows, self.draw(st.sampled_from([n for n in (1, 8, columns) if n <= columns])))
+        offset = const(
+            self.draw(st.sampled_from([n for n in (0, 1, 8, columns - shape[1]) if n + shape[1] <= columns]))
+        )
+        x = self.builder.inst(LoadShared(s, (ZERO, offset), shape, (0, 1)), "back")
+        if kind.dtype == f32:
+            return x
+        if self.draw(st.booleans()):
+            return self.builder.inst(Cast(x, f32), "wide")
+        acc = self.builder.inst(Full(const(0.0, f32), (rows, rows)), "acc")
+        turned = self.builder.inst(Transpose(x, (1, 0)), "turned")
+        return self.clipped(self.builder.inst(Dot(x, turned, acc), "square"))
 
     def loop(self) -> Tensor:
         acc = self.builder.inst(Copy(self.pick()), "acc")
@@ -252,7 +313,7 @@ class Generator:
         return acc
 
     def step(self) -> Tensor:
-        steps = [self.load, self.elementwise, self.reshaped, self.product, self.trip]
+        steps = [self.load, self.elementwise, self.reshaped, self.product, self.trip, self.staged, self.fragments]
         return self.draw(st.sampled_from(steps))()
 
     def store(self, tile: Tensor) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import gcd, inf
 from typing import Any, TypeAlias, TypeVar
 
-from tilus.errors import LayoutError, LayoutInferenceError
+from tilus.errors import LayoutError
 from tilus.ir.expr import Tensor, Var
 from tilus.ir.instructions import (
     AllocShared,
@@ -228,16 +228,9 @@ def _choose_reshape(
 
 
 def _reshape_anyhow(inst: Reshape, old: tuple[int, ...], machine: Machine) -> Choice:
-    """Return layouts for a reshape that neither side's layout survives: every thread holds everything."""
+    """Return layouts for a reshape that neither side's layout survives: every thread holds everything, in order."""
     x = replicated(machine.num_threads, len(old)) * local(*old)
-    after = _reshaped(x, inst.shape)
-    if after is None:
-        raise LayoutInferenceError(
-            f"no layout can be reshaped from {old} to {inst.shape}: the extents share no borders",
-            loc=inst.loc,
-            hint="use extents that divide one another, such as powers of two",
-        )
-    return Choice((x,), after)
+    return Choice((x,), x.reshape(*inst.shape))
 
 
 def sliced(layout: RegisterLayout, offset: Sequence[int], shape: Sequence[int]) -> RegisterLayout | None:
