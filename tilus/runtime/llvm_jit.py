@@ -11,7 +11,8 @@ import ctypes
 import ctypes.util
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -76,13 +77,15 @@ def compile_object(llvm_ir: str, opt: int = 3, cpu: Cpu | None = None) -> bytes:
         If the text is not valid LLVM IR; it shows the line.
     """
     machine = _machine(opt, cpu or host_cpu())
-    return bytes(machine.emit_object(_optimized(llvm_ir, opt, machine)))
+    with _optimized(llvm_ir, opt, machine) as module:
+        return bytes(machine.emit_object(module))
 
 
 def assembly(llvm_ir: str, opt: int = 3, cpu: Cpu | None = None) -> str:
     """Return the assembly text of what `compile_object` compiles, to read or to count instructions in."""
     machine = _machine(opt, cpu or host_cpu())
-    return str(machine.emit_assembly(_optimized(llvm_ir, opt, machine)))
+    with _optimized(llvm_ir, opt, machine) as module:
+        return str(machine.emit_assembly(module))
 
 
 def load_object(obj: bytes, symbol: str) -> LoadedKernel:
@@ -160,21 +163,34 @@ def _machine(opt: int, cpu: Cpu) -> Any:
     )
 
 
-def _optimized(llvm_ir: str, opt: int, machine: Any) -> Any:
-    module = _parsed(llvm_ir)
-    # Before the passes: without a data layout they assume a machine with other pointers and alignments.
-    module.triple = machine.triple
-    module.data_layout = str(machine.target_data)
-    builder = llvm().create_pass_builder(machine, llvm().create_pipeline_tuning_options(speed_level=opt))
-    builder.getModulePassManager().run(module, builder)
-    return module
+@contextmanager
+def _optimized(llvm_ir: str, opt: int, machine: Any) -> Iterator[Any]:
+    """Parse, verify and optimise a module.
+
+    Every object of LLVM is closed here, inner ones first. Left to the garbage collector, which has no order where a
+    traceback holds this frame, a context would be destroyed before its module, and that crashes.
+    """
+    with llvm().create_context() as context, _parsed(llvm_ir, context) as module:
+        # Before the passes: without a data layout they assume a machine with other pointers and alignments.
+        module.triple = machine.triple
+        module.data_layout = str(machine.target_data)
+        with (
+            llvm().create_pipeline_tuning_options(speed_level=opt) as tuning,
+            llvm().create_pass_builder(machine, tuning) as builder,
+            builder.getModulePassManager() as passes,
+        ):
+            passes.run(module, builder)
+        yield module
 
 
-def _parsed(llvm_ir: str) -> Any:
+def _parsed(llvm_ir: str, context: Any) -> Any:
+    module = None
     try:
-        module = llvm().parse_assembly(llvm_ir, context=llvm().create_context())
+        module = llvm().parse_assembly(llvm_ir, context=context)
         module.verify()
     except RuntimeError as error:
+        if module is not None:
+            module.close()
         raise _rejected(llvm_ir, str(error)) from None
     return module
 
