@@ -1,0 +1,122 @@
+"""Tiles from one data type to another: one device function for each (source, target, number of elements).
+
+The ways are tried in order, and the first that applies is taken; all are exact, as `DataType.encode(decode(code))`.
+"""
+
+from __future__ import annotations
+
+from tilus.codegen.cuda import cpp
+from tilus.codegen.cuda.cast_body import SOURCE, CastBody
+from tilus.codegen.cuda.cast_floats import floats_to_halves
+from tilus.codegen.cuda.cast_integers import HALVES, integer_to_f32, integers_to_halves, linear
+from tilus.codegen.cuda.cast_tables import by_table, table_codes
+from tilus.codegen.cuda.context import Context, pairs
+from tilus.codegen.cuda.cpp import Expr, call
+from tilus.codegen.cuda.values import bits_float, decode, encode, float_bits, identifier
+from tilus.codegen.cuda.words import pack
+from tilus.dtypes import Codebook, DataType, Float, f32
+
+_TABLE_BITS = 4  # codes that a byte permutation looks up
+
+
+def cast_function(ctx: Context, source: DataType, target: DataType, count: int) -> str:
+    """Return the function that converts `count` elements of a thread: `f(u32* d, const u32* s)`.
+
+    Parameters
+    ----------
+    ctx : Context
+    source, target : DataType
+        Different types.
+    count : int
+        Elements per thread.
+    """
+    name = f"cast_{identifier(source)}_{identifier(target)}_x{count}"
+    if name not in ctx.functions:
+        body = CastBody(ctx, source, target, count)
+        _fill(body)
+        ctx.add_function(cpp.Function(name, "void", ("u32* d", "const u32* s"), tuple(body.statements)))
+    return name
+
+
+def _fill(body: CastBody) -> None:
+    source, target = body.source, body.target
+    if target.name in HALVES and _to_halves(body):
+        return
+    if target == f32 and source.nbits <= _TABLE_BITS and not source.is_integer and linear(source) is None:
+        by_table(body)
+    elif isinstance(source, Codebook) and linear(source) is None:
+        _by_memory(body)
+    elif target.is_float and target.name != "f64" and has_f32(source):
+        _from_f32(body, [f32_value(body, i) for i in range(body.count)])
+    else:
+        codes = [encode(body.ctx, target, decode(body.ctx, source, body.code(i)), source) for i in range(body.count)]
+        _put_codes(body, codes)
+
+
+def _to_halves(body: CastBody) -> bool:
+    """Convert to f16 or bf16 in one of the ways that make two at a time; False if none applies."""
+    source, target = body.source, body.target
+    kind = linear(source)
+    if kind is not None and kind.nbits <= 8:
+        integers_to_halves(body, kind)
+    elif source.nbits <= _TABLE_BITS and not source.is_integer:
+        by_table(body)
+    elif isinstance(source, Float) and isinstance(target, Float) and 4 < source.nbits <= 8:
+        if source.exponent_bits >= target.exponent_bits and not source.has_inf:
+            return False  # values beyond the target's range
+        floats_to_halves(body, source, target)
+    else:
+        return False
+    return True
+
+
+def has_f32(source: DataType) -> bool:
+    """Whether f32 holds every value of a type."""
+    return source.nbits <= 16 or source.name in ("f32", "tf32")
+
+
+def f32_value(body: CastBody, i: int) -> Expr:
+    """Return a source element as an f32 value."""
+    kind = linear(body.source)
+    if kind is not None:
+        return integer_to_f32(body, i, kind)
+    match body.source.name:
+        case "f16":
+            return body.ctx.ptx(f"cvt_f32_f16_{'high' if i % 2 else 'low'}", SOURCE[i // 2])
+        case "bf16":
+            word = SOURCE[i // 2]
+            return bits_float(word & cpp.bits(0xFFFF0000) if i % 2 else word << 16)
+        case _:
+            return decode(body.ctx, body.source, body.code(i))
+
+
+def _from_f32(body: CastBody, values: list[Expr]) -> None:
+    if body.target.name in HALVES:
+        for word, (low, high) in enumerate(pairs(body.count)):
+            body.put(word, body.ctx.ptx(f"cvt_{body.target}x2_f32", values[high], values[low]))
+    elif body.target == f32:
+        for word, value in enumerate(values):
+            body.put(word, float_bits(value))
+    else:
+        _put_codes(body, [encode(body.ctx, body.target, value, f32) for value in values])
+
+
+def _by_memory(body: CastBody) -> None:
+    """Look every code up in a table in global memory."""
+    wide = body.target.nbits == 64
+    name = f"table_{identifier(body.source)}_{identifier(body.target)}"
+    table = body.ctx.add_table(cpp.Table("u64" if wide else "u32", name, tuple(table_codes(body.source, body.target))))
+    _put_codes(body, [table[body.code(i)] for i in range(body.count)])
+
+
+def _put_codes(body: CastBody, codes: list[Expr]) -> None:
+    for word, value in enumerate(pack(codes, body.target.nbits)):
+        body.put(word, value)
+
+
+def cast_call(ctx: Context, source: DataType, target: DataType, count: int, to: Expr, from_: Expr) -> cpp.Stmt:
+    """Return the statement that converts one array into another."""
+    return cpp.Do(call(cast_function(ctx, source, target, count), to, from_))
+
+
+
