@@ -15,7 +15,7 @@ from tilus.kernels.configure import LARGEST_BATCH_TILE, compute_dtype, constants
 from tilus.kernels.programs import quantized_matmul
 from tilus.runtime.arguments import element_type, is_torch
 from tilus.runtime.kernel import BoundKernel
-from tilus.runtime.weights.packing import LANES, Device
+from tilus.runtime.weights.packing import Device
 from tilus.runtime.weights.weight import QuantizedWeight, WeightFormat
 
 ACTIVATIONS = ("f16", "bf16", "f32")
@@ -55,10 +55,15 @@ def matmul(x: Any, weight: QuantizedWeight, bias: Any | None = None) -> Any:
     return _torch_operator()(*operands, weight.format_text, n)
 
 
-@cache
 def _torch_operator() -> Any:
     """Return `torch.ops.tilus.quantized_matmul`, registered when the first tensor comes."""
-    return importlib.import_module("tilus.kernels.torch_ops").QUANTIZED_MATMUL
+    global _operator
+    if _operator is None:
+        _operator = importlib.import_module("tilus.kernels.torch_ops").QUANTIZED_MATMUL
+    return _operator
+
+
+_operator: Any = None  # no functools.cache: torch.compile warns of it, here and in what `matmul` calls
 
 
 def run(x: Any, words: Any, scales: Any, zero_points: Any | None, bias: Any | None, form: WeightFormat, n: int) -> Any:
@@ -82,7 +87,7 @@ def _kernel(form: WeightFormat, activation: Any, scale: Any, m: int, bias: bool)
     x_type, scale_type = element_type(activation), element_type(scale)
     assert x_type is not None, "check_operands ran"
     assert scale_type is not None, "check_operands ran"
-    device: Device = "cpu" if form.pack.fragment.num_threads == LANES else "cuda"
+    device = form.pack.device
     bm = rows_per_block(m, device, compute_dtype(form.dtype, x_type))
     return quantized_matmul.bind(**constants(form, x_type, scale_type, bm, bias))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from math import isfinite
 from typing import Any
 
@@ -60,12 +59,17 @@ def is_torch(x: Any) -> bool:
     return known
 
 
-@cache
+_ELEMENT_TYPES: dict[Any, DataType | None] = {}
+
+
 def element_type(kind: Any) -> DataType | None:
     """Return our data type for the `dtype` of a NumPy array or torch tensor; None if there is none."""
-    if isinstance(kind, np.dtype):
-        return DTYPES.get(kind.name) if kind.isnative else None
-    return DTYPES.get(str(kind).removeprefix("torch."))
+    if kind not in _ELEMENT_TYPES:
+        if isinstance(kind, np.dtype):
+            _ELEMENT_TYPES[kind] = DTYPES.get(kind.name) if kind.isnative else None
+        else:
+            _ELEMENT_TYPES[kind] = DTYPES.get(str(kind).removeprefix("torch."))
+    return _ELEMENT_TYPES[kind]
 
 
 def describe(x: Any) -> Buffer | None:

@@ -34,6 +34,12 @@ class WeightFormat:
     group_size: int
     zero_point: ZeroPoint
 
+    def __post_init__(self) -> None:
+        if self.group_size != -1 and (self.group_size <= 0 or self.group_size % 16):
+            raise QuantizeError(f"group_size must be a positive multiple of 16 or -1, got {self.group_size}")
+        if self.zero_point != "none" and not self.dtype.is_integer:
+            raise QuantizeError(f"{self.dtype} has a sign of its own and takes no zero point")
+
     @property
     def dtype(self) -> DataType:
         """Type of the codes."""
@@ -50,11 +56,11 @@ class WeightFormat:
     @cache
     def parse(text: str) -> WeightFormat:
         """Read what `str` wrote."""
-        *pack, group, zero = (part.strip() for part in text.split("|"))
-        kind = zero.removeprefix("zero ")
-        if not group.startswith("group ") or kind not in ("none", "half", "tensor"):
+        *pack, group, zero = ("", *(part.strip() for part in text.split("|")))
+        kind, size = zero.removeprefix("zero "), group.removeprefix("group ")
+        if not size.removeprefix("-").isdigit() or kind not in ("none", "half", "tensor"):
             raise QuantizeError(f"expected 'type | layout | words | group G | zero Z', got {text!r}")
-        return WeightFormat(PackLayout.parse(" | ".join(pack)), int(group.removeprefix("group ")), kind)  # type: ignore[arg-type]
+        return WeightFormat(PackLayout.parse(" | ".join(pack[1:])), int(size), kind)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,14 +138,12 @@ class QuantizedWeight:
 
     def packed_for(self, device: Device) -> QuantizedWeight:
         """Return the weight in the order that the kernels of a device read; repacked once, then remembered."""
-        if native_pack(self.dtype, device) == self.format.pack:
-            return self
-        if device not in self._repacked:
-            self._repacked[device] = self.repack(native_pack(self.dtype, device))
-        return self._repacked[device]
+        if device not in self._packed:
+            self._packed[device] = self.repack(native_pack(self.dtype, device))
+        return self._packed[device]
 
     @cached_property
-    def _repacked(self) -> dict[Device, QuantizedWeight]:
+    def _packed(self) -> dict[Device, QuantizedWeight]:
         return {}
 
     def repack(self, pack: PackLayout) -> QuantizedWeight:

@@ -1,0 +1,124 @@
+"""The operator as torch sees it: registered rightly, traced by compile and export, seen by no other library."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import tilus
+from tests.kernels.cases import activations, bias_of
+from tests.kernels.test_matmul import TORCH, as_torch, torch_weight
+from tests.tolerance import check
+from tilus.kernels.torch_ops import QUANTIZED_MATMUL
+
+
+def operands(name="u4", kind="f16", m=5, bias=True, **options):
+    w = torch_weight(name, kind=kind, **options)
+    x, b = as_torch(activations(kind, m, 100)), as_torch(bias_of(kind, 21)) if bias else None
+    return x, w.words, w.scales, w.zero_points, b, w.format_text, 21
+
+
+@pytest.mark.parametrize("kind", TORCH)
+@pytest.mark.parametrize(("name", "bias"), [("u4", True), ("f4e2m1", False), ("i3", True)])
+def test_torch_finds_nothing_wrong(name, kind, bias):
+    results = torch.library.opcheck(torch.ops.tilus.quantized_matmul.default, operands(name, kind, bias=bias))
+    assert set(results.values()) == {"SUCCESS"}
+
+
+def test_fake_tensors_get_shape_and_type_without_a_kernel():
+    x, *rest = (a.to("meta") if isinstance(a, torch.Tensor) else a for a in operands())
+    y = QUANTIZED_MATMUL(x, *rest)
+    assert (y.shape, y.dtype, y.device.type) == ((5, 21), torch.float16, "meta")
+    with pytest.raises(tilus.TilusError, match="words must be an array"):
+        QUANTIZED_MATMUL(x[:, :90], *rest[:-1], 99)
+
+
+def test_wrong_operands_are_refused_before_a_kernel_reads_them():
+    x, words, scales, zeros, bias, form, n = operands()
+    for args, match in (
+        ((x, words, scales, zeros, bias, form, 22), "scales must be an array"),
+        ((x, words, scales, zeros, bias, form, 200), "words must be an array"),
+        ((x, words[..., :3, :], scales, zeros, bias, form, n), "words must be an array"),
+        ((x, words, scales.float().double(), zeros, bias, form, n), "scales must be"),
+        ((x, words, scales, None, bias, form, n), "zero_points is missing"),
+        ((x.long(), words, scales, zeros, bias, form, n), "x must be an array of f16"),
+        ((x[0, 0], words, scales, zeros, bias, form, n), "got a scalar"),
+        ((x, words, scales, zeros, bias[:3], form, n), "bias must be"),
+        ((x, words.to("meta"), scales, zeros, bias, form, n), "meta"),
+        ((x, words, scales, zeros, bias, "u4 | nonsense", n), "expected"),
+        ((x, words, scales, zeros, bias, "u4", n), "expected"),
+        ((x, words, scales, zeros, bias, form.replace("u4", "u9"), n), "u9"),
+        ((x, words, scales, zeros, bias, form.replace("group 32", "group 0"), n), "group_size must be"),
+        ((x, words, scales, zeros, bias, form.replace("group 32", "group many"), n), "group"),
+    ):
+        with pytest.raises(tilus.TilusError, match=match):
+            QUANTIZED_MATMUL(*args)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile_traces_matmul_whole(dynamic):
+    w, bias = torch_weight(), torch.ones(21, dtype=torch.float16)
+    compiled = torch.compile(lambda x: torch.relu(tilus.matmul(x * 2, w, bias)) + 1, fullgraph=True, dynamic=dynamic,
+                             backend="aot_eager")  # fmt: skip
+    for m in (5, 7):
+        x = torch.from_numpy(activations("f16", m, 100))
+        expected = torch.relu(tilus.matmul(x * 2, w, bias)) + 1
+        torch.testing.assert_close(compiled(x), expected, rtol=0, atol=0)
+
+
+def test_gradients_do_not_pass_silently():
+    x, *rest = operands(kind="f32")
+    y = QUANTIZED_MATMUL(x.requires_grad_(), *rest)
+    check(y, x, torch_weight(kind="f32"), rest[3])
+    if y.requires_grad:
+        with pytest.warns(UserWarning, match="autograd kernel was not registered"):
+            y.sum().backward()
+
+
+WITHOUT_TORCH = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "cupy"):
+            raise ImportError(name + " is blocked")
+sys.meta_path.insert(0, Block())
+import numpy as np
+import tilus
+w = np.random.default_rng(0).normal(size=(21, 100)).astype(np.float32)
+x = np.random.default_rng(1).normal(size=(5, 100)).astype(np.float32)
+q = tilus.quantize(w, "u4", group_size=32)
+np.testing.assert_allclose(tilus.matmul(x, q), x @ q.dequantize().T, rtol=1e-4, atol=1e-4)
+assert np.abs(q.dequantize() - w).max() < 0.3
+assert "torch" not in sys.modules
+try:
+    tilus.QuantLinear
+except ImportError as error:
+    assert "torch is blocked" in str(error), error
+else:
+    raise AssertionError("QuantLinear without torch")
+print("right")
+"""
+
+
+def test_numpy_works_without_torch():
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "right", done.stderr
+
+
+def test_numpy_imports_no_torch_where_there_is_one():
+    code = "import sys, numpy as np, tilus; tilus.matmul(np.ones((1, 32), 'f4'), tilus.quantize(np.ones((2, 32), 'f4'), 'u4'))"
+    done = subprocess.run([sys.executable, "-c", code + "; print('torch' in sys.modules)"], capture_output=True, text=True,
+                          check=False)  # fmt: skip
+    assert done.stdout.strip() == "False", done.stderr
+
+
+def test_results_are_the_same_from_many_threads():
+    from concurrent.futures import ThreadPoolExecutor
+
+    x, *rest = operands("u5", m=40)
+    expected = QUANTIZED_MATMUL(x, *rest)
+    with ThreadPoolExecutor(8) as pool:
+        for y in pool.map(lambda _: QUANTIZED_MATMUL(x, *rest), range(64)):
+            np.testing.assert_array_equal(y.numpy(), expected.numpy())
