@@ -7,7 +7,7 @@ from math import gcd
 from typing import Any
 
 from tilus.dtypes import DataType, dtype
-from tilus.runtime.weights.packing import LANES, WARPS, Device, PackLayout
+from tilus.runtime.weights.packing import WARPS, Device, PackLayout
 from tilus.runtime.weights.weight import WeightFormat
 
 F32 = dtype("f32")
@@ -38,7 +38,7 @@ def rows_per_block(m: int, device: Device, compute: DataType) -> int:
 @cache
 def constants(form: WeightFormat, activation: DataType, scale: DataType, bm: int, bias: bool) -> dict[str, Any]:
     """Return the compile-time constants of `quantized_matmul` for a weight format and batch tile."""
-    on_cpu = form.pack.fragment.num_threads == LANES
+    on_cpu = form.pack.device == "cpu"
     compute = F32 if on_cpu else compute_dtype(form.dtype, activation)
     group, width = max(form.group_size, 0), form.pack.tile[1]
     # No step spans two groups. Without tensor cores a step's weights go through shared memory: few at a time.

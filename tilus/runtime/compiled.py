@@ -60,7 +60,7 @@ class CompiledKernel:
         if backend is None:
             return {}
         key = cache.cache_key(
-            ir=to_text(self.program), target=self.target.name, versions=backend.version(), compiler=cache.fingerprint()
+            ir=to_text(self.program), target=repr(self.target), versions=backend.version(), compiler=cache.fingerprint()
         )
         found = None if knobs.always_compile else cache.get(key, backend.names)
         if found is None:

@@ -9,13 +9,13 @@ from typing import Any
 from tilus.errors import LaunchError
 from tilus.ir.program import Program
 from tilus.ir.target import Target
-from tilus.ir.target import target as find_target
 from tilus.ir.types import PointerType
 from tilus.lang import KernelDef, define
 from tilus.runtime.arguments import Buffer, check_argument, device_of, multiple_of
 from tilus.runtime.compiled import CompiledKernel
 from tilus.runtime.knobs import knobs
 from tilus.runtime.launch_cuda import device_target
+from tilus.runtime.targets import find_target, host_target
 
 
 class BoundKernel:
@@ -74,7 +74,7 @@ def _target_of(values: Sequence[Buffer | int | float]) -> Target:
     """Return the target of a call: the knob's, else where the arguments live."""
     device = device_of(values)
     if not knobs.target:
-        return find_target("cpu") if device == "cpu" else device_target(device)
+        return host_target() if device == "cpu" else device_target(device)
     chosen = find_target(knobs.target)
     if (chosen.kind == "cuda") != (device != "cpu"):
         raise LaunchError(

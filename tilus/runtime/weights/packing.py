@@ -22,13 +22,14 @@ import numpy as np
 from tilus.dtypes import DataType, dtype
 from tilus.errors import LayoutError
 from tilus.layouts import RegisterLayout, column_local, index_table, local, parse, spatial
+from tilus.runtime.targets import host_target
 
 Device: TypeAlias = Literal["cuda", "cpu"]
 
 # m16n8k16: a lane's registers of a 16x16 tile of the left operand (PTX ISA, "Matrix fragments for mma.m16n8k16").
 FRAGMENT = column_local(2, 2) * spatial(8, 4) * local(1, 2)
 WARPS = 4
-LANES = 8  # SIMD lanes of a block on a CPU, as `Target("cpu").lanes`
+WARP = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,11 @@ class PackLayout:
                 f"{self.vector} words of 32 bits",
                 hint="use a larger tile",
             )
+
+    @property
+    def device(self) -> Device:
+        """The kind of device whose kernels read this order: GPUs have whole warps, a CPU's block fewer lanes."""
+        return "cpu" if self.fragment.num_threads < WARP else "cuda"
 
     @property
     def tile(self) -> tuple[int, int]:
@@ -128,10 +134,12 @@ def native_pack(kind: DataType, device: Device) -> PackLayout:
     """Return the order of codes that the kernels of a device read fastest.
 
     On a GPU a tile is 64 rows, 16 for each of four warps, and as many k as give every thread whole 16-byte vectors.
-    On a CPU a tile is 4 rows of 128: lane l holds k = 8 i + l, and one vector load fetches a word for every lane.
+    On a CPU with L lanes a tile is 4 rows of 128: lane l holds k = L i + l, and one vector load fetches a word for
+    every lane.
     """
     if device == "cpu":
-        return PackLayout(kind, local(4, 128 // LANES) * spatial(1, LANES), 1)
+        lanes = host_target().lanes
+        return PackLayout(kind, local(4, 128 // lanes) * spatial(1, lanes), 1)
     elements = 128 // gcd(128, kind.nbits)
     steps = max(elements // FRAGMENT.local_size, 1)
     return PackLayout(kind, local(1, steps) * spatial(WARPS, 1) * FRAGMENT, 4)
