@@ -12,6 +12,7 @@ from tests.kernels.cases import activations, bias_of
 from tests.kernels.test_matmul import TORCH, as_torch, torch_weight
 from tests.tolerance import check
 from tilus.kernels.torch_ops import QUANTIZED_MATMUL
+from tilus.runtime.weights import native_pack
 
 
 def operands(name="u4", kind="f16", m=5, bias=True, **options):
@@ -55,6 +56,13 @@ def test_wrong_operands_are_refused_before_a_kernel_reads_them():
     ):
         with pytest.raises(tilus.TilusError, match=match):
             QUANTIZED_MATMUL(*args)
+
+
+def test_words_of_another_order_are_refused():
+    w = torch_weight()
+    other = w.repack(native_pack(w.dtype, "cuda"))
+    with pytest.raises(tilus.TilusError, match="the words are packed as u4"):
+        QUANTIZED_MATMUL(torch.ones(1, 100).half(), other.words, w.scales, w.zero_points, None, other.format_text, 21)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

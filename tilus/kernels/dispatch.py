@@ -73,7 +73,7 @@ def run(x: Any, words: Any, scales: Any, zero_points: Any | None, bias: Any | No
     m = prod(x.shape[:-1])
     y = x.new_empty((m, n)) if is_torch(x) else np.empty((m, n), x.dtype)
     if m and n and k:
-        launch = _kernel(form, x.dtype, scales.dtype, min(m, LARGEST_BATCH_TILE), bias is not None)
+        launch = _kernel(form, device_kind(x), x.dtype, scales.dtype, min(m, LARGEST_BATCH_TILE), bias is not None)
         zeros = zero_points if zero_points is not None else words  # any array: it is not read
         launch(x.reshape(m, k), words, scales, zeros, bias if bias is not None else y, y, m, n, k, form.groups(k))
     elif m and n:
@@ -82,7 +82,7 @@ def run(x: Any, words: Any, scales: Any, zero_points: Any | None, bias: Any | No
 
 
 @cache
-def _kernel(form: WeightFormat, activation: Any, scale: Any, m: int, bias: bool) -> BoundKernel:
+def _kernel(form: WeightFormat, device: Device, activation: Any, scale: Any, m: int, bias: bool) -> BoundKernel:
     """Return the kernel for a batch of `m`, where the largest tile stands for all that is more."""
     x_type, scale_type = element_type(activation), element_type(scale)
     assert x_type is not None, "check_operands ran"
