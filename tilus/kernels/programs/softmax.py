@@ -16,7 +16,7 @@ def softmax(x: ptr[T], y: ptr[T], m: i32, n: i32, *, T: DataType, BN: int = 1024
     launch(blocks=m, warps=4)
     row = block_id(0)
     source = global_view(x, shape=(m, n))
-    top = full((1, 1), -1e38, f32)
+    top = full((1, 1), f32.min_value, f32)
     total = full((1, 1), 0.0, f32)
     for j in range(0, n, BN):
         tile = load_global(source, offset=(row, j), shape=(1, BN), other=float("-inf")).to(f32)
