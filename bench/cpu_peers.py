@@ -131,7 +131,9 @@ def _session(blob: np.ndarray, scales: np.ndarray, m: int, k: int, level: int, t
     n = len(blob)
     nodes, weights = [], []
     for i in range(copies):
-        weights += [onnx.numpy_helper.from_array(blob, f"w{i}"), onnx.numpy_helper.from_array(scales.ravel(), f"s{i}")]
+        # Rolled, so that no two weights are equal: what is equal could be merged.
+        packed, scale = np.roll(blob, i, axis=0), np.roll(scales, i, axis=0).ravel()
+        weights += [onnx.numpy_helper.from_array(packed, f"w{i}"), onnx.numpy_helper.from_array(scale, f"s{i}")]
         attributes = {"K": k, "N": n, "bits": 4, "block_size": GROUP, "accuracy_level": level}
         inputs = ["x", f"w{i}", f"s{i}"]
         nodes.append(onnx.helper.make_node("MatMulNBits", inputs, [f"y{i}"], domain="com.microsoft", **attributes))
