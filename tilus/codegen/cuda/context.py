@@ -21,7 +21,7 @@ _KEYWORDS = frozenset(
     "double else enum explicit export extern false float for friend goto if inline int long mutable namespace new not "
     "noexcept nullptr operator or private protected public register return short signed sizeof static struct switch "
     "template this throw true try typedef typeid typename union unsigned using virtual void volatile wchar_t while xor "
-    "u8 u16 u32 u64 i32 i64 tid lane smem main dim3 threadIdx blockIdx blockDim gridDim warpSize printf half "
+    "u8 u16 u32 u64 i32 i64 pointer tid lane smem main dim3 threadIdx blockIdx blockDim gridDim warpSize printf half "
     "assert fma fmaf abs min max exp exp2 log log2 sqrt rsqrt sin cos tanh erf floor ceil rint fmin fmax fabs "
     "expf exp2f logf log2f sqrtf rsqrtf sinf cosf tanhf erff floorf ceilf rintf fminf fmaxf fabsf".split()
 )
@@ -82,6 +82,7 @@ class Context:
         self.names = Names()
         self.variables: dict[Var | Tensor, str] = {}
         self.views: dict[Tensor, View] = {}
+        self.shared_offsets: dict[Tensor, int] = {}
         self.not_negative: frozenset[Var] = frozenset()
         self.functions: dict[str, cpp.Function] = {}
         self.tables: dict[str, cpp.Table] = {}

@@ -18,6 +18,8 @@ from tilus.errors import InternalError
 Rule: TypeAlias = Callable[..., Expr]
 
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "and": "&", "xor": "^", "or": "|", "shl": "<<"}
+# Sum and maximum of truth values are "any", the minimum is "all".
+_LOGIC = {"and": "&", "xor": "^", "or": "|", "add": "|", "max": "|", "min": "&"}
 _COMPARE = {"lt": "<", "le": "<="}
 # Functions of the CUDA math library, without the `f` that marks single precision.
 _MATH = {
@@ -56,7 +58,7 @@ def apply(ctx: Context, op: str, dtype: DataType, *args: Expr, positive: bool = 
 def _boolean(op: str, *args: Expr) -> Expr:
     if op == "not":
         return cpp.Unary("!", *args)
-    return cpp.Binary({"and": "&", "xor": "^", "or": "|"}[op], *args)
+    return cpp.Binary(_LOGIC[op], *args)
 
 
 def _integer(ctx: Context, op: str, dtype: DataType, args: tuple[Expr, ...], positive: bool) -> Expr:
@@ -69,8 +71,7 @@ def _integer(ctx: Context, op: str, dtype: DataType, args: tuple[Expr, ...], pos
         case "abs":
             return cpp.Conditional(cpp.Binary("<", signed(dtype, a), cpp.ZERO), cpp.Unary("-", a), a)
         case "min" | "max":
-            less = cpp.Binary("<", signed(dtype, a), signed(dtype, b))
-            return cpp.Conditional(less, a, b) if op == "min" else cpp.Conditional(less, b, a)
+            return unsigned(dtype, call(op, _same_type(dtype, a), _same_type(dtype, b)))
         case "shl" if dtype.nbits < 32 and dtype.is_signed:
             return cpp.convert("i32", cpp.convert("u32", a) << b)
         case "shl" if isinstance(a, cpp.Int):
@@ -87,6 +88,12 @@ def _integer(ctx: Context, op: str, dtype: DataType, args: tuple[Expr, ...], pos
             return cpp.binary(_INFIX[op], a, b)
         case _:
             raise InternalError(f"no operator {op} of {dtype}")
+
+
+def _same_type(dtype: DataType, value: Expr) -> Expr:
+    """Return a signed or unsigned integer of exactly one C++ type, as overloads need it."""
+    kind = f"{'i' if dtype.is_signed else 'u'}{max(dtype.nbits, 32)}"
+    return cpp.convert(kind, value)
 
 
 def _division(ctx: Context, op: str, dtype: DataType, a: Expr, b: Expr, positive: bool) -> Expr:

@@ -7,6 +7,7 @@ the first is computed once at run time, the second is a constant.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 from tilus.codegen.cuda import cpp
@@ -35,13 +36,21 @@ def local_number(layout: RegisterLayout, index: Sequence[int]) -> int:
     return dg.number_of(layout.local_digits, index)
 
 
-def coordinates(digits: Digits, rank: int, digit: list[Expr]) -> list[Expr]:
-    """Return the index that digits with these values lead to."""
-    terms: list[list[Expr]] = [[] for _ in range(rank)]
-    for (_, dim, stride), value in zip(digits, digit, strict=True):
-        if dim is not None:
-            terms[dim].append(value * stride)
-    return [cpp.total(t) for t in terms]
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A part of a coordinate: `value * stride`, where `value` (a u32) runs from 0 to size - 1."""
+
+    value: Expr
+    size: int
+    stride: int
+
+    @property
+    def expr(self) -> Expr:
+        """The part itself."""
+        return self.value * self.stride
+
+
+Coordinates = Sequence[Sequence[Term]]  # for each dimension the terms whose sum is the coordinate
 
 
 def thread_digits(ctx: Context, layout: RegisterLayout) -> list[Expr]:
@@ -54,9 +63,23 @@ def thread_digits(ctx: Context, layout: RegisterLayout) -> list[Expr]:
     return values
 
 
-def thread_index(ctx: Context, layout: RegisterLayout) -> list[Expr]:
-    """Return the part of the index that the thread adds, one u32 expression for each dimension."""
+def coordinates(digits: Digits, rank: int, values: Sequence[Expr]) -> list[list[Term]]:
+    """Return the index that digits with these values lead to."""
+    terms: list[list[Term]] = [[] for _ in range(rank)]
+    for (size, dim, stride), value in zip(digits, values, strict=True):
+        if dim is not None:
+            terms[dim].append(Term(value, size, stride))
+    return terms
+
+
+def thread_terms(ctx: Context, layout: RegisterLayout) -> list[list[Term]]:
+    """Return the part of the index that the thread adds."""
     return coordinates(layout.spatial_digits, layout.rank, thread_digits(ctx, layout))
+
+
+def sum_of(terms: Sequence[Term]) -> Expr:
+    """Return a coordinate."""
+    return cpp.total([t.expr for t in terms])
 
 
 def is_first_replica(ctx: Context, layout: RegisterLayout) -> Expr:

@@ -14,6 +14,7 @@ _TYPES = {
     "u64": "unsigned long long",
     "i32": "int",
     "i64": "long long",
+    "pointer": "u8*",
 }
 
 

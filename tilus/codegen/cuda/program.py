@@ -1,0 +1,214 @@
+"""A lowered program as the text of one CUDA kernel."""
+
+from __future__ import annotations
+
+from tilus.codegen.cuda import cpp
+from tilus.codegen.cuda.context import Context, register
+from tilus.codegen.cuda.cpp import Expr, Name
+from tilus.codegen.cuda.registry import EMITTERS
+from tilus.codegen.cuda.scalars import not_negative_variables, scalar
+from tilus.codegen.cuda.scopes import Place, declarations
+from tilus.codegen.cuda.source import CudaSource, prelude
+from tilus.codegen.cuda.types import c_type, signed
+from tilus.codegen.cuda.values import decode
+from tilus.codegen.cuda.words import words_of
+from tilus.dtypes import DataType
+from tilus.errors import CodegenError, TilusError, assert_never
+from tilus.ir.expr import Const, Tensor, Var, dtype_of
+from tilus.ir.instructions import INSTRUCTIONS
+from tilus.ir.program import Program
+from tilus.ir.stmt import Assign, Break, Continue, For, If, InstStmt, Let, Stmt, While
+from tilus.ir.target import Target
+from tilus.ir.types import PointerType, RegisterType
+
+_SHARED_ALIGNMENT = 1024
+# How scalars are passed; types that are not here come as their code, in bytes.
+_PARAMETERS = {
+    "bool": "bool", "i8": "signed char", "u8": "u8", "i16": "short", "u16": "unsigned short", "i32": "i32", "u32": "u32",
+    "i64": "i64", "u64": "u64", "f32": "float", "tf32": "float", "f64": "double",
+}  # fmt: skip
+_CODES = {8: "u8", 16: "unsigned short"}
+
+
+def emit(program: Program, target: Target) -> CudaSource:
+    """Return CUDA C++ for a lowered program.
+
+    Parameters
+    ----------
+    program : Program
+        What `passes.pipeline.lower(program, target)` returned.
+    target : Target
+        A CUDA target.
+
+    Raises
+    ------
+    CodegenError
+        If the program is not lowered, or has something that the target cannot do.
+    """
+    if program.num_threads is None or program.shared_bytes is None or target.kind != "cuda":
+        raise CodegenError(
+            f"{program.name!r} is not lowered for a CUDA target (the target is {target.name})",
+            loc=program.loc,
+            hint="call passes.pipeline.lower(program, target) first",
+        )
+    ctx = Context(target, program.num_threads, program.shared_bytes)
+    kernel = _Kernel(ctx, program)
+    return kernel.source()
+
+
+class _Kernel:
+    """Writes one program."""
+
+    def __init__(self, ctx: Context, program: Program) -> None:
+        self.ctx, self.program = ctx, program
+        self.name = ctx.names.fresh(program.name)
+        self.declared = declarations(program)
+        self.assigned = _assigned(program.body)
+        ctx.not_negative = not_negative_variables(program)
+
+    def source(self) -> CudaSource:
+        """Return the whole text."""
+        ctx, program = self.ctx, self.program
+        with ctx.body() as body:
+            params = [self._parameter(p.var) for p in program.params]
+            self._body(program.body, ())
+        shared = ctx.scratch_offset + ctx.scratch_bytes if ctx.scratch_bytes else program.shared_bytes or 0
+        if shared > ctx.target.max_shared_bytes:
+            raise CodegenError(
+                f"{program.name!r} needs {shared} bytes of shared memory with the scratch space of its reductions, "
+                f"{ctx.target.name} has {ctx.target.max_shared_bytes}",
+                loc=program.loc,
+                hint="use smaller tiles or fewer pipeline stages",
+            )
+        head: list[cpp.Stmt] = [cpp.Declare("u32", "tid", Name("threadIdx.x"), constant=True)]
+        if shared:
+            head.append(cpp.Declare("u32", "smem", ctx.ptx("shared_address", Name("smem_bytes")), constant=True))
+        lines = prelude(ctx)
+        lines.add(f'extern "C" __global__ void __launch_bounds__({program.num_threads}) {self.name}(')
+        lines.add(f"    {', '.join(params)}) {{")
+        if shared:
+            lines.add(f"extern __shared__ __align__({_SHARED_ALIGNMENT}) u8 smem_bytes[];", 1)
+        lines.body([*head, *ctx.head(), *body], 1)
+        lines.add("}")
+        return CudaSource("\n".join(lines.lines) + "\n", self.name, shared, tuple(lines.places))
+
+    def _parameter(self, var: Var) -> str:
+        name = self.ctx.declare(var)
+        if isinstance(var.type, PointerType):
+            return f"u8* {name}"
+        dtype = var.type.dtype
+        if dtype.name in _PARAMETERS:
+            return f"{_PARAMETERS[dtype.name]} {name}"
+        code = self.ctx.names.fresh(f"{name}_code")
+        value = decode(self.ctx, dtype, cpp.convert("u32", Name(code)))
+        self.ctx.emit(cpp.Declare(c_type(dtype), name, value, constant=True))
+        return f"{_CODES[-(-dtype.nbits // 8) * 8]} {code}"
+
+    # --- statements -------------------------------------------------------------------------------------------------
+
+    def _body(self, body: tuple[Stmt, ...], prefix: Place, branch: int = 0) -> None:
+        for number, stmt in enumerate(body):
+            place = (*prefix, (branch, number))
+            self._mark(stmt)
+            self._declare(place, stmt)
+            try:
+                self._statement(stmt, place)
+            except TilusError as error:
+                if error.loc is None:
+                    error.loc = stmt.loc or (stmt.inst.loc if isinstance(stmt, InstStmt) else None)
+                raise
+
+    def _mark(self, stmt: Stmt) -> None:
+        """Say what a line is, and remember where it comes from."""
+        loc = stmt.loc
+        text = ""
+        if isinstance(stmt, InstStmt):
+            loc = stmt.inst.loc or loc
+            text = _remark(self.ctx, stmt)
+        if text or loc is not None:
+            self.ctx.emit(cpp.Comment(text, loc))
+
+    def _declare(self, place: Place, stmt: Stmt) -> None:
+        """Declare what belongs before a statement; a scalar's first value is its declaration."""
+        for var in self.declared.get(place, ()):
+            name = self.ctx.declare(var)
+            if isinstance(var.type, RegisterType):
+                self.ctx.emit(cpp.Declare("u32", name, extent=max(words_of(register(var)), 1)))  # type: ignore[arg-type]
+            elif isinstance(var, Var) and not (isinstance(stmt, Let) and stmt.var is var):
+                self.ctx.emit(cpp.Declare(c_type(dtype_of(var)), name))
+
+    def _statement(self, stmt: Stmt, place: Place) -> None:
+        ctx = self.ctx
+        match stmt:
+            case InstStmt(out=out, inst=inst):
+                EMITTERS[type(inst)](ctx, stmt, out, inst)
+            case Let(var=var, value=value):
+                self._let(var, scalar(ctx, value), place)
+            case Assign(var=var, value=value):
+                ctx.emit(cpp.Set(ctx.name(var), scalar(ctx, value)))
+            case If(cond=cond, then=then, orelse=orelse):
+                branches = [self._collect(b, place, i) for i, b in enumerate((then, orelse))]
+                ctx.emit(cpp.If(scalar(ctx, cond), *branches))
+            case For():
+                self._for(stmt, place)
+            case While(cond=cond, body=body):
+                ctx.emit(cpp.While(scalar(ctx, cond), self._collect(body, place, 0)))
+            case Break():
+                ctx.emit(cpp.Jump("break"))
+            case Continue():
+                ctx.emit(cpp.Jump("continue"))
+            case _:
+                assert_never(stmt)
+
+    def _collect(self, body: tuple[Stmt, ...], place: Place, branch: int) -> tuple[cpp.Stmt, ...]:
+        with self.ctx.body() as statements:
+            self._body(body, place, branch)
+        return tuple(statements)
+
+    def _let(self, var: Var, value: Expr, place: Place) -> None:
+        if var in self.declared.get(place, ()):
+            self.ctx.emit(cpp.Declare(c_type(dtype_of(var)), self.ctx.declare(var), value))
+        else:
+            self.ctx.emit(cpp.Set(self.ctx.name(var), value))
+
+    def _for(self, stmt: For, place: Place) -> None:
+        """Count. The bound is read once, before the loop."""
+        ctx, dtype = self.ctx, dtype_of(stmt.var)
+        start, stop = (signed(dtype, scalar(ctx, x)) if not isinstance(x, Const) else cpp.Int(int(x.value))
+                       for x in (stmt.start, stmt.stop))  # fmt: skip
+        kind = _counter(dtype)
+        name = ctx.declare(stmt.var)
+        with ctx.block():
+            if not isinstance(stmt.stop, Const) and not (isinstance(stmt.stop, Var) and stmt.stop not in self.assigned):
+                stop = ctx.constant(kind, f"{name}_stop", cpp.convert(kind, stop))
+            body = self._collect(stmt.body, place, 0)
+            ctx.emit(cpp.For(kind, name, start, stop, stmt.step, body, stmt.unroll))
+
+
+def _counter(dtype: DataType) -> str:
+    return f"{'i' if dtype.is_signed else 'u'}{max(dtype.nbits, 32)}"
+
+
+def _assigned(body: tuple[Stmt, ...]) -> set[Var]:
+    """Return the variables that are given new values somewhere."""
+    found: set[Var] = set()
+    for stmt in body:
+        match stmt:
+            case Assign(var=var):
+                found.add(var)
+            case If(then=then, orelse=orelse):
+                found |= _assigned(then) | _assigned(orelse)
+            case For(body=inner) | While(body=inner):
+                found |= _assigned(inner)
+            case _:
+                pass
+    return found
+
+
+def _remark(ctx: Context, stmt: InstStmt) -> str:
+    name = INSTRUCTIONS[type(stmt.inst)].name
+    left = f"{ctx.declare(stmt.out)} = " if stmt.out is not None else ""
+    if stmt.selected is None:
+        return f"{left}{name}"
+    note = f" ({stmt.selected.note})" if stmt.selected.note else ""
+    return f"{left}{name}: {stmt.selected.atom}{note}"
