@@ -181,3 +181,13 @@ def test_no_bias():
     _, quantized = layer(bias=False)
     assert quantized.bias is None
     right(quantized, torch.randn(3, 100))
+
+
+def test_binary_weights_by_a_codebook_of_the_user():
+    _, quantized = layer(tilus.codebook("binary", [-1, 1]))
+    x = torch.randn(3, 100)
+    right(quantized, x)
+    other = layer(tilus.codebook("binary", [-1, 1]), seed=4)[1]
+    other.load_state_dict(quantized.state_dict())
+    assert torch.equal(other(x), quantized(x))
+    assert quantized.weight.dequantize().unique().numel() <= 2 * quantized.scales.numel()

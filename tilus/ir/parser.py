@@ -52,6 +52,21 @@ def parse(text: str, file: str = "<text>") -> Program:
     return _Reader(Source(text, file)).program()
 
 
+def parse_dtype(text: str) -> DataType:
+    """Return the data type that a text says: a name, or `codebook(...)` with its table.
+
+    Raises
+    ------
+    ParseError
+        With the place of what was not understood.
+    """
+    reader = _Reader(Source(text, "<data type>"))
+    kind = reader.dtype()
+    if reader.peek().kind not in ("newline", "end"):
+        reader.fail(f"expected the end, got {reader.peek()}")
+    return kind
+
+
 class _Reader:
     """Recursive descent over the tokens of one program."""
 

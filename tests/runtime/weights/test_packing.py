@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.kernels.cases import TYPES
-from tilus.dtypes import dtype
+from tilus.dtypes import codebook, dtype
 from tilus.errors import TilusError
 from tilus.layouts import local, spatial
 from tilus.runtime.weights import PackLayout, native_pack
@@ -102,3 +102,9 @@ def test_what_cannot_be_packed():
         PackLayout.parse("u4 | local(1, 32)")
     with pytest.raises(TilusError):
         PackLayout.parse("u4 | sideways(1, 32) | 4")
+
+
+def test_a_codebook_of_the_user_has_a_text_with_its_table():
+    for name in ("b1", "a | b", 'q"(uo)te'):
+        pack = native_pack(codebook(name, [-1, 1]), "cuda")
+        assert PackLayout.parse(str(pack)) == pack

@@ -19,8 +19,10 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from tilus.dtypes import DataType, dtype
+from tilus.dtypes import DataType
 from tilus.errors import LayoutError
+from tilus.ir.parser import parse_dtype
+from tilus.ir.types import dtype_text
 from tilus.layouts import RegisterLayout, column_local, index_table, local, parse, spatial
 from tilus.runtime.targets import host_target
 
@@ -82,15 +84,15 @@ class PackLayout:
         return local(self.vectors, 1, 1) * spatial(1, threads, 1) * local(1, 1, self.vector)
 
     def __str__(self) -> str:
-        return f"{self.dtype} | {self.fragment} | {self.vector}"
+        return f"{dtype_text(self.dtype)} | {self.fragment} | {self.vector}"
 
     @staticmethod
     def parse(text: str) -> PackLayout:
         """Read what `str` wrote."""
-        parts = [part.strip() for part in text.split("|")]
+        parts = [part.strip() for part in text.rsplit("|", 2)]
         if len(parts) != 3 or not parts[2].isdigit():
             raise LayoutError(f"expected 'type | layout | words', got {text!r}")
-        return PackLayout(dtype(parts[0]), parse(parts[1]), int(parts[2]))
+        return PackLayout(parse_dtype(parts[0]), parse(parts[1]), int(parts[2]))
 
     def grid(self, n: int, k: int) -> tuple[int, int]:
         """Return the number of tiles along N and K."""

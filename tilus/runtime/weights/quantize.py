@@ -169,11 +169,11 @@ def _widest_scales(blocks: np.ndarray, kind: DataType, zero: ZeroPoint) -> np.nd
 
 def _rounded(scales: np.ndarray, scale_type: DataType) -> np.ndarray:
     """Return scales rounded to their type, none of them to zero."""
-    rounded = scale_type.decode(scale_type.encode(scales))
+    rounded: np.ndarray = scale_type.decode(scale_type.encode(scales))
     if not np.isfinite(rounded).all():
         raise QuantizeError(f"a scale of {scales.max():.3g} does not fit {scale_type}", hint='pass scale_dtype="f32"')
     smallest = scale_type.decode(np.ones(1, scale_type.code_dtype))
-    return np.maximum(rounded, smallest)
+    return np.maximum(rounded, smallest, out=rounded)
 
 
 def _zeros(blocks: np.ndarray, scales: np.ndarray, kind: DataType, zero: ZeroPoint) -> np.ndarray:

@@ -56,11 +56,11 @@ class WeightFormat:
     @cache
     def parse(text: str) -> WeightFormat:
         """Read what `str` wrote."""
-        *pack, group, zero = ("", *(part.strip() for part in text.split("|")))
+        pack, group, zero = ("", "", *(part.strip() for part in text.rsplit("|", 2)))[-3:]
         kind, size = zero.removeprefix("zero "), group.removeprefix("group ")
         if not size.removeprefix("-").isdigit() or kind not in ("none", "half", "tensor"):
             raise QuantizeError(f"expected 'type | layout | words | group G | zero Z', got {text!r}")
-        return WeightFormat(PackLayout.parse(" | ".join(pack[1:])), int(size), kind)  # type: ignore[arg-type]
+        return WeightFormat(PackLayout.parse(pack), int(size), kind)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, eq=False)
