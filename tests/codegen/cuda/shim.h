@@ -19,6 +19,7 @@ using u32 = unsigned int;
 using u64 = unsigned long long;
 using i32 = int;
 using i64 = long long;
+using pointer = u8*;
 struct Triple { u32 x, y, z; };
 
 #define __global__
@@ -31,7 +32,7 @@ struct Triple { u32 x, y, z; };
 // --- machine -----------------------------------------------------------------------------------------------------------
 
 static const size_t STACK = 1 << 18, MOST_SHARED = 1 << 18;
-alignas(1024) u8 shared_bytes[MOST_SHARED];
+alignas(1024) u8 smem_bytes[MOST_SHARED];
 static u32 shared_size;
 static std::string failure, printed;
 static std::map<uintptr_t, size_t> buffers;
@@ -73,7 +74,7 @@ static void land(const Copy& c);
 
 static void run_block(u32 threads, u32 shared, bool backwards) {
   shared_size = shared;
-  memset(shared_bytes, 0xA5, sizeof shared_bytes);
+  memset(smem_bytes, 0xA5, sizeof smem_bytes);
   fibers.assign(threads, Fiber());
   warps.assign((threads + 31) / 32, Warp());
   for (u32 t = 0; t < threads; ++t) {
@@ -241,21 +242,21 @@ static bool inside_shared(u32 a, u32 n) {
   static void ptx_ld_global_b##bits##_if(u32* d, const void* p, bool c) { if (c) ptx_ld_global_b##bits(d, p); } \
   static void ptx_st_global_b##bits(void* p, const u32* s) { if (inside(p, bits / 8)) memcpy(p, s, bits / 8); } \
   static void ptx_st_global_b##bits##_if(void* p, const u32* s, bool c) { if (c) ptx_st_global_b##bits(p, s); } \
-  static void ptx_ld_shared_b##bits(u32* d, u32 a) { if (bits < 32) d[0] = 0; if (inside_shared(a, bits / 8)) memcpy(d, shared_bytes + a, bits / 8); } \
-  static void ptx_st_shared_b##bits(u32 a, const u32* s) { if (inside_shared(a, bits / 8)) memcpy(shared_bytes + a, s, bits / 8); } \
+  static void ptx_ld_shared_b##bits(u32* d, u32 a) { if (bits < 32) d[0] = 0; if (inside_shared(a, bits / 8)) memcpy(d, smem_bytes + a, bits / 8); } \
+  static void ptx_st_shared_b##bits(u32 a, const u32* s) { if (inside_shared(a, bits / 8)) memcpy(smem_bytes + a, s, bits / 8); } \
   static void ptx_st_shared_b##bits##_if(u32 a, const u32* s, bool c) { if (c) ptx_st_shared_b##bits(a, s); }
 MEMORY(8)
 MEMORY(16)
 MEMORY(32)
 MEMORY(64)
 MEMORY(128)
-static u32 ptx_shared_address(const void* p) { return (u32)((const u8*)p - shared_bytes); }
+static u32 ptx_shared_address(const void* p) { return (u32)((const u8*)p - smem_bytes); }
 
 static void land(const Copy& c) {
   if (!inside_shared(c.to, c.size)) return;
   if (c.bytes && !inside(c.from, c.size)) return;
-  memset(shared_bytes + c.to, 0, c.size);
-  memcpy(shared_bytes + c.to, c.from, c.bytes);
+  memset(smem_bytes + c.to, 0, c.size);
+  memcpy(smem_bytes + c.to, c.from, c.bytes);
 }
 #define ASYNC(size) static void ptx_cp_async_##size(u32 a, const void* p, u32 bytes) { self->open.push_back({a, p, size, bytes}); }
 ASYNC(4)
@@ -301,7 +302,7 @@ struct MatrixLoad { u32 address; u32* d; u32 count; bool trans; };
 static void load_matrices(MatrixLoad** lanes) {
   for (u32 j = 0; j < lanes[0]->count; ++j) {
     u16 m[8][8] = {};
-    for (int r = 0; r < 8; ++r) if (inside_shared(lanes[8 * j + r]->address, 16)) memcpy(m[r], shared_bytes + lanes[8 * j + r]->address, 16);
+    for (int r = 0; r < 8; ++r) if (inside_shared(lanes[8 * j + r]->address, 16)) memcpy(m[r], smem_bytes + lanes[8 * j + r]->address, 16);
     for (int l = 0; l < 32; ++l) {
       int r = l / 4, c = 2 * (l % 4);
       lanes[l]->d[j] = lanes[l]->trans ? m[c][r] | (u32)m[c + 1][r] << 16 : m[r][c] | (u32)m[r][c + 1] << 16;

@@ -1,0 +1,66 @@
+"""Runs a program on the reference machine and as generated CUDA on the CPU, and compares what they write."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from tests.codegen.cuda.host import run_kernel
+
+from tilus import vm
+from tilus.codegen.cuda import CudaSource, emit
+from tilus.dtypes import DataType
+from tilus.ir.program import Program
+from tilus.ir.target import target
+from tilus.ir.types import PointerType
+from tilus.passes.pipeline import lower
+from tilus.runtime.grid import grid_function
+
+
+def lowered(program: Program, arch: str = "sm_80") -> tuple[Program, CudaSource]:
+    low = lower(program, target(arch))
+    return low, emit(low, target(arch))
+
+
+def scalar_of(kind: DataType, value: Any) -> Any:
+    return np.asarray(kind.encode(value), kind.code_dtype)[()]
+
+
+def run_generated(program: Program, args: Sequence[Any], arch: str = "sm_80", *, backwards: bool = False) -> str:
+    """Run a program's CUDA on arrays, in place."""
+    low, source = lowered(program, arch)
+    assert low.num_threads is not None
+    grid = grid_function(program)([a if not isinstance(a, np.ndarray) else 0 for a in args])
+    kinds = [p.var.type for p in program.params]
+    values = [a if isinstance(k, PointerType) else scalar_of(k.dtype, a) for k, a in zip(kinds, args, strict=True)]
+    return run_kernel(source, low.num_threads, grid, values, backwards=backwards)
+
+
+def compare(program: Program, args: Sequence[Any], arch: str = "sm_80", *, tolerance: float = 0.0) -> None:
+    """Demand that generated code, with threads run in both orders, writes what the reference machine writes.
+
+    `tolerance` is relative to the largest magnitude of an array; 0 demands equal bits.
+    """
+    want = [a.copy() if isinstance(a, np.ndarray) else a for a in args]
+    vm.run(program, want)
+    changed = False
+    for backwards in (False, True):
+        got = [a.copy() if isinstance(a, np.ndarray) else a for a in args]
+        run_generated(program, got, arch, backwards=backwards)
+        for before, w, g in zip(args, want, got, strict=True):
+            if isinstance(w, np.ndarray):
+                changed |= bool((before.view(np.uint8) != w.view(np.uint8)).any())
+                _same(w, g, tolerance)
+    assert changed, "the program writes nothing: there is nothing to compare"
+
+
+def _same(want: np.ndarray, got: np.ndarray, tolerance: float) -> None:
+    if tolerance == 0 or want.dtype.kind not in "fV":
+        np.testing.assert_array_equal(got.view(np.uint8), want.view(np.uint8))
+        return
+    w, g = want.astype(np.float64), got.astype(np.float64)
+    finite = np.isfinite(w)
+    np.testing.assert_array_equal(np.where(finite, 0, g), np.where(finite, 0, w))
+    scale = np.abs(w[finite]).max(initial=1e-30)
+    assert np.abs(np.where(finite, g - w, 0)).max(initial=0) <= tolerance * scale
