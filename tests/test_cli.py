@@ -147,7 +147,7 @@ def test_compile_for_a_gpu_prints_resources(run, tmp_path) -> None:
     folder = tmp_path / "double-sm_90a"
     assert "double" in (folder / "kernel.ptx").read_text()
     assert "EXIT" in (folder / "kernel.sass").read_text()
-    assert "bfloat16" in (folder / "kernel.cu").read_text()
+    assert "bf16" in (folder / "program.txt").read_text()
 
 
 def test_compile_a_kernel_of_the_library(run) -> None:

@@ -154,7 +154,7 @@ def test_a_wrong_kernel_fails_the_demo(monkeypatch) -> None:
 
 def test_a_bad_quantization_fails_the_demo(monkeypatch) -> None:
     def bad(weight, *args, **options):
-        return quantize(weight * torch.linspace(0.2, 2, weight.shape[1]), *args, **options)
+        return quantize(weight * torch.linspace(-1, 1, weight.shape[1]), *args, **options)
 
     monkeypatch.setattr("tilus.demo.run.quantize", bad)
     report = run_demo(Options((tilus.dtype(TYPE),), layers=4))
