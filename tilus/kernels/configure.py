@@ -12,7 +12,7 @@ from tilus.runtime.weights.weight import WeightFormat
 
 F32 = dtype("f32")
 LARGEST_BATCH_TILE = 64
-FMA_STEP = 64
+FMA_STEP = 16
 STAGE_BYTES = 76 * 1024  # of the 99 KiB of an sm_86 or sm_89 block; a conversion in f32 takes up to 18
 ZERO_POINTS = {True: dtype("i8"), False: dtype("u8")}  # by whether the codes have a sign
 
@@ -31,7 +31,7 @@ def rows_per_block(m: int, device: Device, compute: DataType) -> int:
     """Return the batch tile BM for a batch of `m`."""
     sizes: tuple[int, ...] = (1, 4) if device == "cpu" else (8, 16, 32, LARGEST_BATCH_TILE)
     if device == "cuda" and compute == F32:
-        sizes = sizes[:-1]  # two stages of wide tiles would not fit
+        sizes = sizes[:1]  # without tensor cores a larger tile does not fit the registers
     return next((size for size in sizes if m <= size), sizes[-1])
 
 

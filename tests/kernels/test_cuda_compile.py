@@ -1,0 +1,99 @@
+"""Every program of the library becomes machine code of every architecture, without spills, in the shared memory it has.
+
+No GPU is needed: NVRTC compiles in process. Each program is compiled as callers with real layers promise (N and K
+multiples of 16) and, for some, without any promise.
+"""
+
+import pytest
+
+from tests.kernels.cases import TYPES, WEIGHTS
+from tests.kernels.pairwise import pairwise
+from tilus.dtypes import dtype
+from tilus.ir.target import CUDA_TARGETS
+from tilus.ir.target import target as find_target
+from tilus.kernels.configure import compute_dtype, constants, rows_per_block
+from tilus.kernels.programs import layer_norm, matmul, quantized_matmul, softmax, vector_add
+from tilus.runtime.weights import WeightFormat, native_pack
+
+PROMISES = {"n": 16, "k": 16}
+ARCHES = ("sm_80", "sm_90a")
+
+
+def compiled(name, zero_point, arch, *, activation="f16", m=8, group=128, bias=True, promises=PROMISES):
+    kind, x = dtype(name), dtype(activation)
+    zero = "tensor" if zero_point else "half" if name[0] == "u" else "none"
+    form = WeightFormat(native_pack(kind, "cuda"), group, zero)
+    bm = rows_per_block(m, "cuda", compute_dtype(kind, x))
+    values = constants(form, x, dtype("f32" if activation == "f32" else "f16"), bm, bias)
+    return quantized_matmul.compile(target=arch, multiples=promises, **values)
+
+
+def check_resources(kernel):
+    found = kernel.resources
+    assert found.spills == 0
+    assert found.stack == 0
+    assert found.registers <= 255
+    assert found.shared_bytes <= find_target(kernel.target.name).max_shared_bytes
+    assert found.arch == kernel.target.capability
+    assert kernel.ptx.startswith("//")
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize(("name", "zero_point"), WEIGHTS)
+def test_every_weight_type(name, zero_point, arch):
+    check_resources(compiled(name, zero_point, arch))
+
+
+SELECTION = pairwise(
+    {
+        "name": ("u1", "u2", "u3", "u4", "i5", "u6", "u7", "i8", "f4e2m1", "f6e3m2", "f8e4m3", "f8e6m1", "nf4", "t2"),
+        "arch": CUDA_TARGETS,
+        "activation": ("f16", "bf16", "f32"),
+        "m": (1, 16, 32, 64),
+        "group": (32, 64, 128, -1),
+        "bias": (False, True),
+        "promises": ({}, PROMISES),
+    }
+)
+
+
+@pytest.mark.parametrize(
+    "case", SELECTION, ids=lambda c: "-".join(str(c[p]) for p in ("name", "arch", "activation", "m", "group"))
+)
+def test_every_architecture_activation_and_batch_tile(case):
+    case = dict(case)
+    name, arch = case.pop("name"), case.pop("arch")
+    check_resources(compiled(name, name[0] == "u", arch, **case))
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize("name", ["u4", "u3", "f6e3m2"])
+def test_tensor_cores_do_the_products(name, arch):
+    kernel = compiled(name, name[0] == "u", arch)
+    assert "mma.sync" in kernel.source
+    assert "HMMA.16816.F32" in kernel.sass
+    assert "cp.async" in kernel.source
+    assert "ldmatrix" in kernel.source
+    assert "LDL" not in kernel.sass
+    assert "STL" not in kernel.sass
+
+
+@pytest.mark.parametrize("arch", CUDA_TARGETS)
+@pytest.mark.parametrize("activation", ["f16", "bf16", "f32"])
+def test_other_programs(activation, arch):
+    kind = dtype(activation)
+    for kernel, options in (
+        (vector_add, {}),
+        (softmax, {}),
+        (layer_norm, {}),
+        (matmul, {"BK": 16} if activation == "f32" else {}),
+    ):
+        for promises in ({}, {name: 16 for name in ("n", "k")} if kernel is matmul else {"n": 16}):
+            check_resources(kernel.compile(target=arch, multiples=promises, T=kind, **options))
+
+
+def test_all_types_are_covered():
+    assert {name for name, _ in WEIGHTS} == set(TYPES)
+    assert {(c["arch"], c["activation"]) for c in SELECTION} == {
+        (a, x) for a in CUDA_TARGETS for x in ("f16", "bf16", "f32")
+    }
