@@ -21,6 +21,7 @@ RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("numpy", "llvmlite", "torch", "onnxruntime", "nvidia-cuda-nvrtc", "nvidia-cuda-nvdisasm")
 FOREIGN = 0.1  # of one core: a burst during which other processes took more is measured again
 ATTEMPTS = 4
+PAUSE = 2.0  # seconds before the next attempt, while patience lasts
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,8 @@ class Timing:
 class Stopwatch:
     """Bursts of calls of one function; several stopwatches take turns, so that all see the same machine."""
 
+    patience = 240.0  # seconds that all stopwatches together may wait for others to finish
+
     def __init__(self, call: Callable[[], object], burst_seconds: float) -> None:
         self.call = call
         call()
@@ -61,6 +64,9 @@ class Stopwatch:
             best = min(best, self._burst())
             if best[0] <= FOREIGN:
                 break
+            if Stopwatch.patience > 0:
+                Stopwatch.patience -= PAUSE
+                time.sleep(PAUSE)
         self.noisy += best[0] > FOREIGN
         self.bursts.append(best[1])
 
