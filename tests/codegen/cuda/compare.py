@@ -37,10 +37,13 @@ def run_generated(program: Program, args: Sequence[Any], arch: str = "sm_80", *,
     return run_kernel(source, low.num_threads, grid, values, backwards=backwards)
 
 
-def compare(program: Program, args: Sequence[Any], arch: str = "sm_80", *, tolerance: float = 0.0) -> None:
+def compare(
+    program: Program, args: Sequence[Any], arch: str = "sm_80", *, tolerance: float = 0.0, same_nan: bool = False
+) -> None:
     """Demand that generated code, with threads run in both orders, writes what the reference machine writes.
 
-    `tolerance` is relative to the largest magnitude of an array; 0 demands equal bits.
+    `tolerance` is relative to the largest magnitude of an array; 0 demands equal bits, but with `same_nan` of NaNs
+    only that both are.
     """
     want = [a.copy() if isinstance(a, np.ndarray) else a for a in args]
     vm.run(program, want)
@@ -51,16 +54,16 @@ def compare(program: Program, args: Sequence[Any], arch: str = "sm_80", *, toler
         for before, w, g in zip(args, want, got, strict=True):
             if isinstance(w, np.ndarray):
                 changed |= bool((before.view(np.uint8) != w.view(np.uint8)).any())
-                _same(w, g, tolerance)
+                _same(w, g, tolerance, same_nan)
     assert changed, "the program writes nothing: there is nothing to compare"
 
 
-def _same(want: np.ndarray, got: np.ndarray, tolerance: float) -> None:
-    if tolerance == 0 or want.dtype.kind not in "fV":
+def _same(want: np.ndarray, got: np.ndarray, tolerance: float, same_nan: bool) -> None:
+    if want.dtype.kind not in "fV" or (tolerance == 0 and not same_nan):
         np.testing.assert_array_equal(got.view(np.uint8), want.view(np.uint8))
         return
     w, g = want.astype(np.float64), got.astype(np.float64)
     finite = np.isfinite(w)
     np.testing.assert_array_equal(np.where(finite, 0, g), np.where(finite, 0, w))
     scale = np.abs(w[finite]).max(initial=1e-30)
-    assert np.abs(np.where(finite, g - w, 0)).max(initial=0) <= tolerance * scale
+    assert np.abs(np.where(finite, g, 0) - np.where(finite, w, 0)).max(initial=0) <= tolerance * scale

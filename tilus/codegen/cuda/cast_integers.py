@@ -71,15 +71,15 @@ def _bring_together(body: CastBody, low: int, high: int, kind: Linear, half: _Ha
     mask = (1 << n) - 1
     if places is None:
         u, v = body.window(first, n), body.window(second - 16, 16 + n)
-        fields = (u & cpp.bits(mask)) | (v & cpp.bits(mask << 16))
-        p, q = 0, 0
+        x, p, q = body.ctx.ptx("and_or", u, cpp.bits(mask), v & cpp.bits(mask << 16)), 0, 0
     else:
         x, p, q = places
-        fields = x & both(mask << p, mask << q)
     top = 1 << (n - 1)
-    if kind.flip:
-        return fields ^ both(half.magic | top << p, half.magic | top << q), (p, q)
-    return fields | both(half.magic), (p, q)
+    magic = both(half.magic | top << p, half.magic | top << q) if kind.flip else both(half.magic)
+    if places is None:
+        return (x ^ magic) if kind.flip else x | magic, (p, q)
+    operation = "and_xor" if kind.flip else "and_or"
+    return body.ctx.ptx(operation, x, both(mask << p, mask << q), magic), (p, q)
 
 
 def _places(body: CastBody, first: int, second: int, n: int, room: int) -> tuple[Expr, int, int] | None:
@@ -153,8 +153,11 @@ def integer_to_f32(body: CastBody, i: int, kind: Linear) -> Expr:
     x: Expr = SOURCE[word]
     if p + n > mantissa:
         x, p = body.window(i * n, n), 0
-    field = x & cpp.bits(((1 << n) - 1) << p)
-    bits = field ^ cpp.bits(magic | 1 << (p + n - 1)) if kind.flip else field | cpp.bits(magic)
+    mask = cpp.bits(((1 << n) - 1) << p)
+    if kind.flip:
+        bits = body.ctx.ptx("and_xor", x, mask, cpp.bits(magic | 1 << (p + n - 1)))
+    else:
+        bits = body.ctx.ptx("and_or", x, mask, cpp.bits(magic))
     scale, offset = 2.0**-p, cpp.float_literal(kind.offset - 2.0 ** (mantissa - p))
     if p == 0:
         return cpp.Binary("+", bits_float(bits), offset)

@@ -13,7 +13,7 @@ from tilus.codegen.cuda.placement import local_indices, sum_of, thread_terms
 from tilus.codegen.cuda.scalars import scalar
 from tilus.codegen.cuda.types import code_type
 from tilus.codegen.cuda.values import encode
-from tilus.codegen.cuda.words import assign, element, pack, splat, words_of
+from tilus.codegen.cuda.words import assign, element, gather, pack, splat, words_of
 from tilus.dtypes import DataType
 from tilus.ir import instructions as I
 from tilus.ir.expr import Const, Tensor, dtype_of
@@ -103,34 +103,15 @@ def cast(ctx: Context, stmt: InstStmt, out: Tensor, inst: I.Cast) -> None:
 
 
 def take(ctx: Context, target: Tensor, source: Tensor, places: list[int]) -> None:
-    """Set local i of `target` to local `places[i]` of `source`, in every thread."""
+    """Set local i of `target` to local `places[i]` of `source`, in every thread. (Of itself it takes all, in order.)"""
     nbits = register(target).dtype.nbits
     to, from_ = ctx.name(target), ctx.name(source)
     count = words_of(register(source))
-    per_word = max(32 // nbits, 1) if 32 % nbits == 0 or nbits > 32 else 0
-    words: list[Expr] = []
-    if nbits >= 32:
-        size = nbits // 32
-        words = [from_[p * size + w] for p in places for w in range(size)]
-    elif per_word and all(_is_run(places[i : i + per_word], per_word) for i in range(0, len(places), per_word)):
-        words = [from_[places[i] // per_word] for i in range(0, len(places), per_word)]
-    else:
-        words = pack([element(from_, count, p, nbits) for p in places], nbits)
-    if to == from_ and places != list(range(len(places))):
-        words = [ctx.constant("u32", "moved", w) for w in words]
-        fresh = ctx.array("moved", len(words))
-        ctx.emit(*assign(fresh, words))
-        copy_words(ctx, to, fresh, len(words))
-        return
+    words = gather(from_, count, places, nbits)
     if words == [from_[w] for w in range(len(words))]:
         copy_words(ctx, to, from_, len(words))
     else:
         ctx.emit(*assign(to, words))
-
-
-def _is_run(places: list[int], per_word: int) -> bool:
-    """Whether elements fill one word of the source from its beginning on."""
-    return places[0] % per_word == 0 and places == list(range(places[0], places[0] + len(places)))
 
 
 def slice_(ctx: Context, stmt: InstStmt, out: Tensor, inst: I.Slice) -> None:

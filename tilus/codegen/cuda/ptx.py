@@ -248,6 +248,11 @@ def _atomics() -> Iterator[Ptx]:
 
 def _others() -> Iterator[Ptx]:
     # As a function of CUDA it takes 3 bits of each nibble; the fourth spreads the sign of the byte.
+    # Two constants in one operation: the compiler, left alone, takes two operations with one constant each.
+    for name, table in (("and_or", 0xEA), ("and_xor", 0x6A)):
+        section = "Logic and shift instructions: lop3"
+        operands = tuple(Operand(x) for x in "abc")
+        yield Ptx(name, f"lop3.b32 %0, %1, %2, %3, 0x{table:x};", Operand("d"), operands, section)
     yield _simple("prmt", "prmt.b32", "u32 u32 u32", "Data movement and conversion instructions: prmt")
     text = "{ .reg .u64 t; cvta.to.shared.u64 t, %1; cvt.u32.u64 %0, t; }"
     yield Ptx("shared_address", text, Operand("d"), (Operand("p", "const void*"),), "cvta")

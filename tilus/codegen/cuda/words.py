@@ -81,6 +81,33 @@ def pack(codes: Sequence[Expr], nbits: int) -> list[Expr]:
     return [w if w is not None else cpp.bits(0) for w in words]
 
 
+def gather(array: Expr, count: int, places: Sequence[int], nbits: int) -> list[Expr]:
+    """Return words that hold elements `places` of an array, one after the other.
+
+    Runs of neighbours move together, so that whole words stay what they are, or are shifted once.
+    """
+    runs: list[tuple[int, int, int]] = []  # first bit in the array, first bit in the result, bits
+    for i, place in enumerate(places):
+        start, to = place * nbits, i * nbits
+        if runs and runs[-1][0] + runs[-1][2] == start:
+            runs[-1] = (runs[-1][0], runs[-1][1], runs[-1][2] + nbits)
+        else:
+            runs.append((start, to, nbits))
+    words: list[Expr | None] = [None] * word_count(nbits, len(places))
+    for start, to, bits in runs:
+        for word in range(to // WORD, (to + bits - 1) // WORD + 1):
+            low, high = max(to, word * WORD), min(to + bits, (word + 1) * WORD)
+            source = start + low - to
+            whole = high - low == WORD or (high == to + bits and high == len(places) * nbits and low == word * WORD)
+            piece = window(array, count, source, high - low)
+            if not whole:
+                piece = piece & cpp.bits((1 << (high - low)) - 1)
+            old = words[word]
+            piece = piece << (low - word * WORD)
+            words[word] = piece if old is None else old | piece
+    return [w if w is not None else cpp.bits(0) for w in words]
+
+
 def splat(code: int, nbits: int) -> list[int]:
     """Return the pattern that repeats one code; it has one word, or as many as make the pattern whole."""
     if nbits == 64:
