@@ -62,7 +62,7 @@ def test_tensors_as_arrays_share_memory(name):
     assert as_numpy(array) is array
 
 
-@pytest.mark.parametrize("value", [[1, 2], 3, 2.5, "x", None, np.float32(1), object()], ids=repr)
+@pytest.mark.parametrize("value", [[1, 2], 3, 2.5, "x", None, np.float32(1), object()], ids=lambda v: type(v).__name__)
 def test_what_is_no_array(value):
     assert describe(value) is None
     assert not is_torch(value)
