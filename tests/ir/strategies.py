@@ -1,7 +1,8 @@
 """Random well-typed programs. They also run: every access is in bounds, initialised and free of races.
 
 `programs()` draws a program with the parameters that `arguments()` makes buffers for. Blocks write disjoint parts of
-the output, so that the order in which they run does not matter.
+the output, so that the order in which they run does not matter. What depends on the order of additions or on a library
+is left out: operators are rounded once, sums are of integers. So any two machines agree to the last bit.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from hypothesis import strategies as st
 
-from tilus.dtypes import DataType, bf16, boolean, f16, f32, i8, i32, i64, u4, u8
+from tilus.dtypes import DataType, bf16, boolean, dtype, f16, f32, i8, i32, i64, u4, u8
 from tilus.ir.builder import Builder, op
 from tilus.ir.expr import BlockId, CastExpr, Expr, Tensor, Var, const, dtype_of
 from tilus.ir.instructions import (
@@ -46,6 +47,7 @@ from tilus.ir.instructions import (
 from tilus.ir.operators import OPERATORS
 from tilus.ir.program import Program
 from tilus.ir.stmt import Selected
+from tilus.ir.target import TARGETS, Target
 from tilus.ir.types import RegisterType
 from tilus.layouts import auto_local_spatial, local
 
@@ -54,7 +56,11 @@ TILE_DTYPES = (f16, f32, bf16, i32, i8, u8, u4, boolean, i64)
 SCALAR_DTYPES = (i32, i64, f32, f16, boolean)
 BLOCKS = 2
 INPUT_SIZE = 256  # elements
-OUTPUT_SIZE = 1 << 16  # bytes, shared out among the stores of both blocks
+OUTPUT_SIZE = 1 << 14  # elements of each output, shared out among the stores of both blocks
+INPUTS = (f16, f32, i8, u4)
+OUTPUTS = (u8, f16, u4)
+FIRST_OUTPUT = len(INPUTS)
+VIEWED = tuple(map(dtype, ("u4", "i4", "u2", "i1", "f4e2m1", "f8e4m3", "i8")))
 NAMES = st.text(string.ascii_lowercase + "_1", min_size=1, max_size=3) | st.sampled_from(
     ["if", "f32", "inf", "a b", ""]
 )
@@ -66,15 +72,16 @@ class Scope:
 
     b: Builder
     inputs: dict[DataType, Var]
-    output: Var
-    warps: int
+    outputs: dict[DataType, Var]
+    n: Var
+    threads: int  # of the layouts that a program names
     tiles: list[Tensor] = field(default_factory=list)
     scalars: list[Var] = field(default_factory=list)
-    written: list[int] = field(default_factory=lambda: [0])  # bytes of output that each block has used
+    written: dict[DataType, int] = field(default_factory=dict)  # elements of outputs that each block has used
 
     def inner(self) -> Scope:
         """What is defined in a branch or loop is unknown after it."""
-        return Scope(self.b, self.inputs, self.output, self.warps, [*self.tiles], [*self.scalars], self.written)
+        return Scope(self.b, self.inputs, self.outputs, self.n, self.threads, [*self.tiles], [*self.scalars], self.written)
 
 
 def literals(dt: DataType) -> st.SearchStrategy[Expr]:
@@ -150,8 +157,23 @@ def _arange(draw, scope: Scope) -> None:
 def _input_view(draw, scope: Scope, rank: int) -> Tensor:
     pointer = draw(st.sampled_from(sorted(scope.inputs.values(), key=lambda v: v.name)))
     extents = draw(st.sampled_from({1: [(256,)], 2: [(16, 16), (7, 30), (8, 32)], 3: [(4, 8, 8), (3, 5, 16)]}[rank]))
-    strides = tuple(int(np.prod(extents[d + 1 :])) for d in range(rank))
-    return scope.b.inst(GlobalView(pointer, tuple(map(const, extents)), tuple(map(const, strides))), "view")
+    shape = [_extent(draw, scope, e) for e in extents]
+    strides: list[Expr] = [const(1)]
+    for extent in reversed(shape[1:]):
+        strides.insert(0, op("mul", strides[0], extent))
+    return scope.b.inst(GlobalView(pointer, tuple(shape), tuple(strides)), "view")
+
+
+def _extent(draw, scope: Scope, extent: int) -> Expr:
+    """An extent as a constant, or as a multiple of the parameter, which is 2 * BLOCKS."""
+    known = 2 * BLOCKS
+    return const(extent) if extent % known or draw(st.booleans()) else op("mul", scope.n, const(extent // known))
+
+
+def _offset(draw, low: int, high: int) -> Expr:
+    """An offset, the same in all blocks or not."""
+    first = const(draw(st.integers(low, high)))
+    return first if draw(st.booleans()) else op("add", op("mul", BlockId(0), const(draw(st.integers(-4, 8)))), first)
 
 
 def _load_global(draw, scope: Scope) -> None:
@@ -160,7 +182,7 @@ def _load_global(draw, scope: Scope) -> None:
     dims = tuple(sorted(draw(st.permutations(range(rank)))[: len(shape)]))
     view = _input_view(draw, scope, rank)
     # Any offset will do: elements outside of the view read as `other`.
-    offset = tuple(const(draw(st.integers(-4, 12))) for _ in range(rank))
+    offset = tuple(_offset(draw, -4, 12) for _ in range(rank))
     other = draw(st.sampled_from([0.0, 1.0, 2.0]))
     scope.tiles.append(
         scope.b.inst(LoadGlobal(view, offset, shape, dims, other), draw(NAMES), selected=draw(_SELECTED))
@@ -169,35 +191,51 @@ def _load_global(draw, scope: Scope) -> None:
 
 _SELECTED = st.none() | st.builds(
     Selected,
-    st.sampled_from(["ld.global", "ldmatrix.x4.trans", "", "two words"]),
+    st.sampled_from(["ldmatrix.x4.trans", "", "two words"]),  # nothing that the machine would check
     st.sampled_from([1, 4]),
     st.sampled_from(["", '16 B: "why"\n', "é"]),
 )
 
 
-def _reserve(scope: Scope, nbytes: int, per_block: int = OUTPUT_SIZE // BLOCKS) -> int | None:
-    """Take bytes of output for one store, 8-byte aligned; None when there are none left."""
-    start = scope.written[0]
-    if start + nbytes > per_block:
+def _reserve(scope: Scope, dt: DataType, count: int) -> int | None:
+    """Take elements of an output for one store, aligned to 8; None when there are none left."""
+    start = scope.written.get(dt, 0)
+    if start + count > OUTPUT_SIZE // BLOCKS:
         return None
-    scope.written[0] = start + -(-nbytes // 8) * 8
+    scope.written[dt] = start + -(-count // 8) * 8
     return start
 
 
 def _store_global(draw, scope: Scope) -> None:
-    """Store a tile of bytes at a place of its own; other types are cast so that any difference shows."""
-    tile = _tile(draw, scope)
-    if tile.type.dtype != u8:
-        tile = scope.b.inst(Cast(tile, u8), "bytes")
-    numel = tile.type.numel
-    start = _reserve(scope, numel)
+    """Store a tile at a place of its own: flat, or as a matrix that leaves its view."""
+    tile, dt = _tile(draw, scope), draw(st.sampled_from(OUTPUTS))
+    if dt == f16:  # through integers: the bits of NaN are nobody's promise
+        tile = scope.b.inst(Cast(tile, i8), "whole")
+    if tile.type.dtype != dt:
+        tile = scope.b.inst(Cast(tile, dt), "stored")
+    make = draw(st.sampled_from([StoreGlobal, AtomicAdd])) if dt.nbits >= 8 else StoreGlobal
+    if len(tile.type.shape) == 2 and draw(st.booleans()):
+        _store_matrix(draw, scope, make, tile)
+    elif (start := _reserve(scope, dt, tile.type.numel)) is not None:
+        half = OUTPUT_SIZE // BLOCKS
+        view = scope.b.inst(GlobalView(scope.outputs[dt], (const(BLOCKS), const(half)), (const(half), const(1))), "out")
+        flat = tile if len(tile.type.shape) == 1 else scope.b.inst(Reshape(tile, (tile.type.numel,)), "flat")
+        scope.b.inst(make(view, flat, (BlockId(0), const(start)), (1,)))
+
+
+def _store_matrix(draw, scope: Scope, make, tile: Tensor) -> None:
+    """Store a matrix to a view that may end within it; the block's part of the output is its first dimension."""
+    dt, (rows, columns) = tile.type.dtype, tile.type.shape
+    width = columns + draw(st.sampled_from([0, 1, -1, 3])) if columns > 1 else columns
+    start = _reserve(scope, dt, (rows + 1) * width)
     if start is None:
         return
-    half = OUTPUT_SIZE // BLOCKS
-    view = scope.b.inst(GlobalView(scope.output, (const(BLOCKS), const(half)), (const(half), const(1))), "out")
-    flat = tile if len(tile.type.shape) == 1 else scope.b.inst(Reshape(tile, (numel,)), "flat")
-    make = draw(st.sampled_from([StoreGlobal, AtomicAdd]))
-    scope.b.inst(make(view, flat, (BlockId(0), const(start)), (1,)))
+    row, half = -(-start // width), OUTPUT_SIZE // BLOCKS
+    scope.written[dt] = max(scope.written[dt], -(-(row + rows) * width // 8) * 8)
+    shape = const(BLOCKS), const(row + rows - draw(st.integers(0, 1))), _extent(draw, scope, width)
+    view = scope.b.inst(GlobalView(scope.outputs[dt], shape, (const(half), shape[2], const(1))), "matrix")
+    offset = BlockId(0), const(row), const(draw(st.sampled_from([0, 0, 1, -2])))
+    scope.b.inst(make(view, tile, offset, (1, 2)))
 
 
 def _load_element(draw, scope: Scope) -> None:
@@ -215,7 +253,10 @@ def _through_shared(draw, scope: Scope) -> None:
     shared = scope.b.inst(AllocShared(tile.type.dtype, ((2,) if lead else ()) + shape), draw(NAMES))
     scope.b.inst(StoreShared(shared, tile, offset, dims))
     scope.b.inst(Sync())
-    _add(draw, scope, LoadShared(shared, offset, shape, dims))
+    part = tuple(draw(st.sampled_from([n, max(1, n // 2)])) for n in shape)
+    inner = tuple(draw(st.sampled_from([0, n - p])) for n, p in zip(shape, part, strict=True))
+    offset = (*offset[:lead], *map(const, inner))
+    _add(draw, scope, LoadShared(shared, offset, part, dims))
     scope.b.inst(Sync())
 
 
@@ -227,7 +268,7 @@ def _through_copy_async(draw, scope: Scope) -> None:
         return
     shared = scope.b.inst(AllocShared(view.type.dtype, shape), draw(NAMES))
     zero, dims = tuple(const(0) for _ in shape), tuple(range(rank))
-    source = tuple(const(draw(st.integers(0, 12))) for _ in shape)
+    source = tuple(_offset(draw, -4, 12) for _ in shape)
     scope.b.inst(CopyAsync(shared, view, zero, source, shape, dims, dims))
     scope.b.inst(CommitGroup())
     scope.b.inst(WaitGroup(0))
@@ -251,37 +292,52 @@ def _copy(draw, scope: Scope) -> None:
 
 def _convert_layout(draw, scope: Scope) -> None:
     tile = _tile(draw, scope)
-    layout = auto_local_spatial(32 * scope.warps, tile.type.shape)
+    layout = auto_local_spatial(scope.threads, tile.type.shape)
     _add(draw, scope, ConvertLayout(tile, layout))
 
 
 def _view(draw, scope: Scope) -> None:
-    """Bytes to nibbles, in a layout that is known on both sides."""
+    """Bytes to narrower types, in a layout that is known on both sides."""
     tile = _tile(draw, scope, lambda t: t.type.dtype in (u8, i8))
-    layout = auto_local_spatial(32 * scope.warps, tile.type.shape)
+    layout = auto_local_spatial(scope.threads, tile.type.shape)
     laid = scope.b.inst(ConvertLayout(tile, layout), "laid")
-    twice = local(*(1,) * (len(tile.type.shape) - 1), 2)
-    _add(draw, scope, View(laid, u4, layout * twice))
+    kind = draw(st.sampled_from(VIEWED))
+    several = local(*(1,) * (len(tile.type.shape) - 1), 8 // kind.nbits)
+    _add(draw, scope, View(laid, kind, layout * several))
+
+
+_ANY = ("add", "sub", "mul", "min", "max", "lt", "le", "eq", "ne", "neg", "abs", "where")
+_WHOLE = ("and", "or", "xor", "not", "shl", "shr", "floordiv", "mod")
+_FLOAT = ("div", "floor", "ceil", "round", "sqrt")
 
 
 def _elementwise(draw, scope: Scope) -> None:
     a = _tile(draw, scope, _number)
     dt = a.type.dtype
-    names = ["add", "sub", "mul", "min", "max", "lt", "eq", "abs", "where"] + (["and", "shl"] if dt.is_integer else [])
-    name = draw(st.sampled_from(names))
-    like = _tile(draw, scope, lambda t: t.type == a.type)
-    second = draw(st.sampled_from([like, draw(literals(dt))])) if name != "shl" else const(1, dt)
+    name = draw(st.sampled_from(_ANY + (_WHOLE if dt.is_integer else _FLOAT)))
+    # Operands of a tile's rank broadcast to it, and it to them.
+    like = _tile(draw, scope, lambda t: t.type.dtype == dt and _broadcast(t.type.shape, a.type.shape))
+    second = draw(st.sampled_from([like, draw(literals(dt))]))
+    if name in ("shl", "shr", "floordiv", "mod"):
+        second = const(draw(st.integers(1, 7)), dt)
     if name == "where":
         cond = scope.b.inst(Elementwise("lt", (a, like)), "cond")
         args = (cond, a, second)
     else:
-        args = (a, second)[: OPERATORS[name].arity]
+        args = draw(st.permutations((a, second))) if name not in ("shl", "shr", "floordiv", "mod") else (a, second)
+        args = tuple(args) if OPERATORS[name].arity == 2 else (a,)
     _add(draw, scope, Elementwise(name, args))
 
 
+def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    return len(a) == len(b) and all(m == n or 1 in (m, n) for m, n in zip(a, b, strict=True))
+
+
 def _reduce(draw, scope: Scope) -> None:
+    name = draw(st.sampled_from(["max", "min", "sum"]))
     x = _tile(draw, scope, lambda t: _number(t) and len(t.type.shape) > 1)
-    name = draw(st.sampled_from(["max", "min", "sum"] if x.type.dtype.is_integer else ["max", "min"]))
+    if name == "sum" and x.type.dtype.is_float:
+        x = _integers(draw, scope, f32, x.type.shape)
     dim = draw(st.integers(0, len(x.type.shape) - 1))
     _add(draw, scope, Reduce(x, name, dim, draw(st.booleans())))
 
@@ -301,10 +357,16 @@ def _shapes(draw, scope: Scope) -> None:
 
 def _dot(draw, scope: Scope) -> None:
     dt, acc = draw(st.sampled_from([(i8, i32), (f16, f32), (bf16, f32)]))
-    a = _tile(draw, scope, lambda t: t.type == RegisterType(dt, (4, 8)))
-    b = _tile(draw, scope, lambda t: t.type == RegisterType(dt, (8, 4)))
-    c = scope.b.inst(Full(draw(literals(acc)), (4, 4)), "c")
+    a, b = (_integers(draw, scope, dt, shape) for shape in ((4, 8), (8, 4)))
+    c = scope.b.inst(Full(const(draw(st.integers(-9, 9)), acc), (4, 4)), "c")
     _add(draw, scope, Dot(a, b, c))
+
+
+def _integers(draw, scope: Scope, dt: DataType, shape: tuple[int, ...]) -> Tensor:
+    """A tile of small integers, whose sums are exact in every order."""
+    x = _tile(draw, scope, lambda t: t.type.shape == shape)
+    small = scope.b.inst(Cast(x, i8), "small")
+    return small if dt == i8 else scope.b.inst(Cast(small, dt), "whole")
 
 
 def _print_and_assert(draw, scope: Scope) -> None:
@@ -381,24 +443,28 @@ def _statements(draw, scope: Scope, most: int, kinds=_SIMPLE) -> None:
 
 
 @st.composite
-def programs(draw) -> Program:
-    """A well-typed program that runs without fault on `arguments()`."""
+def programs(draw, machine: Target = TARGETS["vm"]) -> Program:
+    """A well-typed program that runs without fault on `arguments()`; layouts in it are of the threads of a machine."""
     b = Builder(draw(st.sampled_from(["kernel", "k2"])))
-    inputs = {d: b.pointer(f"in_{d}", d, draw(st.sampled_from([1, 16]))) for d in (f16, f32, i8, u4)}
-    output = b.pointer("out", u8, 16)
-    n = b.scalar("n", i32, draw(st.sampled_from([1, 2])))
+    inputs = {d: b.pointer(f"in_{d}", d, draw(st.sampled_from([1, 16]))) for d in INPUTS}
+    outputs = {d: b.pointer(f"out_{d}", d, draw(st.sampled_from([2, 16]))) for d in OUTPUTS}
+    n = b.scalar("n", i32, draw(st.sampled_from([1, 2, 4])))
     warps = draw(st.sampled_from([1, 2]))
-    scope = Scope(b, inputs, output, warps, scalars=[])
+    scope = Scope(b, inputs, outputs, n, machine.num_threads(warps))
     _statements(draw, scope, 8, _SIMPLE + _NESTED)
     _store_global(draw, scope)
     return b.program((op("floordiv", n, 2), *((const(1),) if draw(st.booleans()) else ())), warps)
 
 
 def arguments(seed: int = 0) -> list[np.ndarray | int]:
-    """Buffers for the parameters of `programs()`; the output is zero."""
+    """Buffers for the parameters of `programs()`; outputs hold something, so that what is not written is seen."""
     rng = np.random.default_rng(seed)
     made: list[np.ndarray | int] = []
-    for d in (f16, f32, i8, u4):
-        codes = d.encode(rng.integers(-7 if d.is_signed else 0, 8, INPUT_SIZE))
-        made.append(d.pack(codes) if d.numpy_dtype is None else codes.view(d.numpy_dtype))
-    return [*made, np.zeros(OUTPUT_SIZE, np.uint8), 2 * BLOCKS]
+    for d in INPUTS:
+        made.append(_buffer(d, d.encode(rng.integers(-7 if d.is_signed else 0, 8, INPUT_SIZE))))
+    made += [_buffer(d, d.encode(np.arange(OUTPUT_SIZE) % 13)) for d in OUTPUTS]
+    return [*made, 2 * BLOCKS]
+
+
+def _buffer(d: DataType, codes: np.ndarray) -> np.ndarray:
+    return d.pack(codes) if d.numpy_dtype is None else codes.view(d.numpy_dtype)

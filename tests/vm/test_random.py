@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 from hypothesis import given
 
-from tests.ir.strategies import BLOCKS, arguments, programs
+from tests.ir.strategies import BLOCKS, FIRST_OUTPUT, arguments, programs
 from tilus import vm
 from tilus.ir.expr import Tensor
 from tilus.ir.node import rewrite, substitute, walk
@@ -19,9 +19,10 @@ from tilus.layouts import auto_local_spatial
 
 
 def result(program: Program, **options) -> np.ndarray:
+    """Return the bytes of all outputs."""
     args = arguments()
     vm.run(program, args, **options)
-    return args[4]
+    return np.concatenate([a.view(np.uint8) for a in args[FIRST_OUTPUT:-1]])
 
 
 @given(programs())
@@ -54,7 +55,7 @@ def test_layouts_do_not_change_values(program: Program) -> None:
 def test_inputs_are_not_written(program: Program) -> None:
     args = arguments()
     vm.run(program, args)
-    for before, after in zip(arguments()[:4], args[:4], strict=True):
+    for before, after in zip(arguments()[:FIRST_OUTPUT], args[:FIRST_OUTPUT], strict=True):
         np.testing.assert_array_equal(before.view(np.uint8), after.view(np.uint8))
 
 

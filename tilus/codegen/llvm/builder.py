@@ -6,11 +6,15 @@ the optimiser turns into registers (mem2reg), so emitters need no phi nodes for 
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+
+_UNSPELLABLE = re.compile(r"[^A-Za-z0-9_.]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +135,8 @@ class Builder:
 
     def alloca(self, type_: str, hint: str, align: int = 0) -> Value:
         """Make room for a variable in the entry block."""
-        name = f"%{self.fresh(f'_{hint}.')}"  # a name may begin with a digit, an LLVM one may not
+        # Names of programs may hold anything and begin with a digit, LLVM's may not; the number keeps them apart.
+        name = "%" + self.fresh(f"_{_UNSPELLABLE.sub('_', hint)}.")
         self.entry.append(f"  {name} = alloca {type_}" + (f", align {align}" if align else ""))
         return Value("ptr", name)
 
