@@ -143,6 +143,11 @@ static u32 ptx_and_xor(u32 a, u32 b, u32 c) { return (a & b) ^ c; }
 static u32 ptx_prmt(u32 a, u32 b, u32 s) { return prmt(a, b, s); }
 static u32 __funnelshift_r(u32 lo, u32 hi, u32 s) { return (u32)(((u64)hi << 32 | lo) >> (s & 31)); }
 static float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
+static double __fma_rn(double a, double b, double c) { return fma(a, b, c); }
+static i64 min(i64 a, i64 b) { return a < b ? a : b; }
+static i64 max(i64 a, i64 b) { return a > b ? a : b; }
+static u64 min(u64 a, u64 b) { return a < b ? a : b; }
+static u64 max(u64 a, u64 b) { return a > b ? a : b; }
 static u32 min(u32 a, u32 b) { return a < b ? a : b; }
 static u32 max(u32 a, u32 b) { return a > b ? a : b; }
 static i32 min(i32 a, i32 b) { return a < b ? a : b; }

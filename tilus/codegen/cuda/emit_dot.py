@@ -12,8 +12,8 @@ from tilus.codegen.cuda.emit_registers import copy_words
 from tilus.codegen.cuda.operators import apply
 from tilus.codegen.cuda.placement import local_indices, local_number, thread_weights
 from tilus.codegen.cuda.types import c_type, literal
-from tilus.codegen.cuda.values import convert_value, decode, encode
-from tilus.codegen.cuda.words import assign, element, pack, words_of
+from tilus.codegen.cuda.values import convert_value, decode, encoded
+from tilus.codegen.cuda.words import assign, element, words_of
 from tilus.dtypes import DataType, f32, f64
 from tilus.errors import CodegenError
 from tilus.ir import instructions as I
@@ -87,8 +87,7 @@ def _by_threads(ctx: Context, out: Tensor, inst: I.Dot) -> None:
                 ctx, [sums[i] for i in range(layout.local_size)], work, split, lambda x, y: apply(ctx, "add", work, x, y)
             )
         results = [apply(ctx, "add", work, sums[i], start[i]) if split else sums[i] for i in range(layout.local_size)]
-        codes = [encode(ctx, acc, value, work) for value in results]
-        ctx.emit(*assign(ctx.name(out), pack(codes, acc.nbits)))
+        ctx.emit(*assign(ctx.name(out), encoded(ctx, acc, results, work)))
 
 
 def _values(ctx: Context, tile: Tensor, hint: str, work: DataType) -> list[Expr]:

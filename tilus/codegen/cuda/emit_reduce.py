@@ -17,8 +17,8 @@ from tilus.codegen.cuda.lanes import LANES
 from tilus.codegen.cuda.operators import apply
 from tilus.codegen.cuda.placement import local_indices, local_number, thread_weights
 from tilus.codegen.cuda.types import c_type
-from tilus.codegen.cuda.values import bits_float, decode, encode, float_bits
-from tilus.codegen.cuda.words import assign, element, pack, words_of
+from tilus.codegen.cuda.values import bits_float, decode, encoded, float_bits
+from tilus.codegen.cuda.words import assign, element, words_of
 from tilus.dtypes import DataType, f32
 from tilus.ir import instructions as I
 from tilus.ir.expr import Tensor
@@ -43,8 +43,7 @@ def reduce(ctx: Context, stmt: InstStmt, out: Tensor, inst: I.Reduce) -> None:
         names = _within_threads(ctx, out, inst, combine)
         digits = [(d.size, weight) for d, weight in thread_weights(source) if d.dim == inst.dim and d.size > 1]
         across_threads(ctx, names, work, digits, combine)
-        codes = [encode(ctx, dtype, name, work) for name in names]
-        ctx.emit(*assign(ctx.name(out), pack(codes, dtype.nbits)))
+        ctx.emit(*assign(ctx.name(out), encoded(ctx, dtype, names, work)))
 
 
 def _within_threads(ctx: Context, out: Tensor, inst: I.Reduce, combine: Combine) -> list[Expr]:

@@ -30,14 +30,16 @@ def code_type(dtype: DataType) -> str:
 
 def signed(dtype: DataType, value: Expr) -> Expr:
     """Return a value as a C++ integer with the right sign."""
-    if dtype.is_signed and dtype.nbits in (32, 64):
+    if dtype.is_integer and dtype.is_signed and dtype.nbits in (32, 64):
         return cpp.convert(f"i{dtype.nbits}", value)
     return value
 
 
 def unsigned(dtype: DataType, value: Expr) -> Expr:
     """Return a signed C++ integer as values of the type are held."""
-    return cpp.convert(f"u{dtype.nbits}", value) if dtype.is_signed and dtype.nbits in (32, 64) else value
+    if dtype.is_integer and dtype.is_signed and dtype.nbits in (32, 64):
+        return cpp.convert(f"u{dtype.nbits}", value)
+    return value
 
 
 def literal(dtype: DataType, value: float) -> Expr:

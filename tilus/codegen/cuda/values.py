@@ -6,14 +6,16 @@ These are the general ways: exact, and used for scalars and wherever a tile has 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 
 from tilus.codegen.cuda import cpp
-from tilus.codegen.cuda.context import Context
+from tilus.codegen.cuda.context import Context, pairs
 from tilus.codegen.cuda.cpp import Expr, Name, Stmt, call, convert
 from tilus.codegen.cuda.encode import encode_codebook, encode_exponent, encode_float, encode_tf32
 from tilus.codegen.cuda.types import c_type, signed, unsigned
+from tilus.codegen.cuda.words import pack
 from tilus.dtypes import Codebook, DataType, Exponent, Float, PackedTernary, f32, u1
 from tilus.errors import CodegenError
 
@@ -160,6 +162,13 @@ def _encode_function(ctx: Context, dtype: DataType) -> str:
             return encode_codebook(ctx, dtype, identifier(dtype), "float")
         case _:
             raise CodegenError(f"{dtype} has no codes on a GPU")
+
+
+def encoded(ctx: Context, dtype: DataType, values: Sequence[Expr], source: DataType) -> list[Expr]:
+    """Return the words that hold values, converted; halves are made two at a time."""
+    if dtype.name in ("f16", "bf16") and c_type(source) == "float":
+        return [ctx.ptx(f"cvt_{dtype}x2_f32", values[high], values[low]) for low, high in pairs(len(values))]
+    return pack([encode(ctx, dtype, value, source) for value in values], dtype.nbits)
 
 
 def convert_value(ctx: Context, dtype: DataType, value: Expr, source: DataType) -> Expr:
