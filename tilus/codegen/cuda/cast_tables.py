@@ -12,7 +12,7 @@ import numpy as np
 from tilus.codegen.cuda import cpp
 from tilus.codegen.cuda.cast_body import CastBody
 from tilus.codegen.cuda.cpp import Expr, call
-from tilus.dtypes import DataType
+from tilus.dtypes import DataType, Exponent
 
 _GROUP = 4  # codes a permutation looks up
 
@@ -22,6 +22,8 @@ def table_codes(source: DataType, target: DataType) -> list[int]:
     values = source.decode(np.arange(source.num_codes))
     if target.is_integer:
         values = np.trunc(values)
+    if isinstance(target, Exponent):
+        values = np.abs(values)  # as the function for single values does
     codes = [int(c) for c in target.encode(values)]
     return codes + [0] * ((1 << source.nbits) - len(codes))
 

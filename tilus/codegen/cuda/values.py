@@ -43,8 +43,10 @@ def decode(ctx: Context, dtype: DataType, code: Expr) -> Expr:
         spare = 32 - dtype.nbits
         return convert("i32", code << spare) >> spare
     match dtype.name:
-        case "f32" | "tf32":
+        case "f32":
             return bits_float(code)
+        case "tf32":
+            return bits_float(code & cpp.bits(0xFFFFE000))  # the padding is not read
         case "f64":
             return call("__longlong_as_double", convert("i64", code))
         case "f16":

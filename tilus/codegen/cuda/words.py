@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from tilus.codegen.cuda import cpp
 from tilus.codegen.cuda.cpp import Expr, Name
+from tilus.errors import CodegenError
 from tilus.ir.types import RegisterType
 
 WORD = 32
@@ -22,7 +23,11 @@ def word_count(nbits: int, elements: int) -> int:
 
 def words_of(kind: RegisterType) -> int:
     """Return how many words of each thread hold a register tensor."""
-    assert kind.layout is not None
+    if kind.layout is None:
+        raise CodegenError(
+            f"a tile of type {kind} has no layout",
+            hint="lower the program first: passes.pipeline.lower(program, target)",
+        )
     return word_count(kind.dtype.nbits, kind.layout.local_size)
 
 
