@@ -65,8 +65,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--m", type=_integers, default=[1, 16], help="batches, for instance 1,4,16 (default 1,16)")
     parser.add_argument("--types", type=_words, default=["u4", "u3"], help="our weight types, or `all` for u1 to u8")
     parser.add_argument("--threads", type=_integers, default=[1, 2], help="(default 1,2)")
-    parser.add_argument("--rounds", type=int, default=7, help="bursts of each line (default 7)")
-    parser.add_argument("--burst", type=float, default=0.15, help="seconds of a burst (default 0.15)")
+    parser.add_argument("--rounds", type=int, default=5, help="bursts of each line (default 5)")
+    parser.add_argument("--burst", type=float, default=0.1, help="seconds of a burst (default 0.1)")
     parser.add_argument("--no-write", action="store_true", help="write no result file")
     return parser.parse_args()
 
