@@ -53,9 +53,7 @@ class Bench(Builder):
         view = self.inst(GlobalView(pointer, tuple(map(const, shape)), tuple(map(const, strides))), f"g_{name}")
         return view, tuple(const(0) for _ in shape), tuple(range(len(shape)))
 
-    def input(
-        self, kind: DataType, codes: np.ndarray, layout: RegisterLayout | None = None, name: str = "x"
-    ) -> Tensor:
+    def input(self, kind: DataType, codes: np.ndarray, layout: RegisterLayout | None = None, name: str = "x") -> Tensor:
         """Load a whole buffer of codes."""
         view, offset, dims = self.whole(f"{name}{len(self.args)}", kind, codes.shape)
         self.args.append(as_buffer(kind, codes))

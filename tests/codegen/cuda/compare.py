@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from tests.codegen.cuda.host import run_kernel
 
+from tests.codegen.cuda.host import run_kernel
 from tilus import vm
 from tilus.codegen.cuda import CudaSource, emit
 from tilus.dtypes import DataType
@@ -16,6 +16,8 @@ from tilus.ir.target import target
 from tilus.ir.types import PointerType
 from tilus.passes.pipeline import lower
 from tilus.runtime.grid import grid_function
+from tilus.runtime.nvrtc import compile_cuda
+from tilus.runtime.resources import read_resources
 
 
 def lowered(program: Program, arch: str = "sm_80") -> tuple[Program, CudaSource]:
@@ -37,8 +39,21 @@ def run_generated(program: Program, args: Sequence[Any], arch: str = "sm_80", *,
     return run_kernel(source, low.num_threads, grid, values, backwards=backwards)
 
 
+def check_machine_code(source: CudaSource, arch: str, *, local_memory: bool = False) -> None:
+    """Demand that NVRTC takes the code, and that nothing lies in local memory (but the library's sine keeps some)."""
+    found = read_resources(compile_cuda(source.text, arch).cubin)
+    assert found.spills == 0
+    assert found.stack == 0 or local_memory
+
+
 def compare(
-    program: Program, args: Sequence[Any], arch: str = "sm_80", *, tolerance: float = 0.0, same_nan: bool = False
+    program: Program,
+    args: Sequence[Any],
+    arch: str = "sm_80",
+    *,
+    tolerance: float = 0.0,
+    same_nan: bool = False,
+    local_memory: bool = False,
 ) -> None:
     """Demand that generated code, with threads run in both orders, writes what the reference machine writes.
 
@@ -47,6 +62,7 @@ def compare(
     """
     want = [a.copy() if isinstance(a, np.ndarray) else a for a in args]
     vm.run(program, want)
+    check_machine_code(lowered(program, arch)[1], arch, local_memory=local_memory)
     changed = False
     for backwards in (False, True):
         got = [a.copy() if isinstance(a, np.ndarray) else a for a in args]

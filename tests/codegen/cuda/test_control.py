@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import replace
+
 import pytest
+
 from tests.codegen.cuda.build import Bench, codes_of
 from tests.codegen.cuda.compare import compare, lowered, run_generated
 from tests.codegen.cuda.host import HostFault
-
+from tilus.codegen.cuda import EMITTERS, emit
 from tilus.dtypes import bf16, boolean, dtype, f16, f32, i8, i32, i64, u8, u32
 from tilus.errors import CodegenError, Loc
 from tilus.ir.builder import Builder, op
 from tilus.ir.expr import CastExpr, Const, const, dtype_of
-from tilus.ir.instructions import Assert, Elementwise, Full, GlobalView, LoadGlobal, Print, StoreGlobal
+from tilus.ir.instructions import INSTRUCTIONS, Assert, Elementwise, Full, GlobalView, LoadGlobal, Print, StoreGlobal
 from tilus.ir.operators import OPERATORS
-from tilus.ir.stmt import InstStmt
+from tilus.ir.stmt import Let
 from tilus.ir.target import target
-from tilus.codegen.cuda import EMITTERS, emit
-from tilus.ir.instructions import INSTRUCTIONS
 from tilus.layouts import local, spatial
 
 
@@ -47,7 +47,25 @@ def test_integer_scalars(name: str) -> None:
     if kind.is_signed:
         pairs += [(-7 % high - high, 3), (7 % high, -3), (-5, -3), (low, -1 if name not in ("i32", "i64") else 5)]
     x, y = b.scalar("x", kind), b.scalar("y", kind)
-    for each in ("add", "sub", "mul", "floordiv", "mod", "min", "max", "and", "xor", "or", "lt", "le", "eq", "ne", "neg", "not", "abs"):
+    for each in (
+        "add",
+        "sub",
+        "mul",
+        "floordiv",
+        "mod",
+        "min",
+        "max",
+        "and",
+        "xor",
+        "or",
+        "lt",
+        "le",
+        "eq",
+        "ne",
+        "neg",
+        "not",
+        "abs",
+    ):
         b.show(op(each, x, y) if OPERATORS[each].arity == 2 else op(each, x))
     for divisor in (1, 2, 4):
         if divisor <= high:
@@ -68,9 +86,40 @@ def test_float_scalars(name: str) -> None:
     kind = dtype(name)
     b = Scalars()
     x, y = b.scalar("x", kind), b.scalar("y", kind)
-    for each in ("add", "sub", "mul", "div", "min", "max", "lt", "le", "eq", "ne", "neg", "abs", "floor", "ceil", "round"):
+    for each in (
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "min",
+        "max",
+        "lt",
+        "le",
+        "eq",
+        "ne",
+        "neg",
+        "abs",
+        "floor",
+        "ceil",
+        "round",
+    ):
         b.show(op(each, x, y) if OPERATORS[each].arity == 2 else op(each, x))
-    for other in (i8, u8, i32, u32, i64, dtype("u64"), f16, bf16, f32, boolean, dtype("f8e4m3"), dtype("f4e2m1"), dtype("nf4"), dtype("tf32")):
+    for other in (
+        i8,
+        u8,
+        i32,
+        u32,
+        i64,
+        dtype("u64"),
+        f16,
+        bf16,
+        f32,
+        boolean,
+        dtype("f8e4m3"),
+        dtype("f4e2m1"),
+        dtype("nf4"),
+        dtype("tf32"),
+    ):
         b.show(CastExpr(other, x))
     b.show(CastExpr(f32, op("mul", CastExpr(f16, x), Const(3.0, f16))))
     program, outputs = b.done(), b.args
@@ -97,10 +146,9 @@ def collatz(n_dtype=i32) -> Bench:
         with b.if_(op("eq", i, 4)):
             b.continue_()
         b.inst(Elementwise("add", (total, op("mul", i, steps))), out=total)
-    with b.for_("j", const(0, n_dtype), limit, 2, unroll=True) as j:
-        with b.for_("k", j, const(3, n_dtype)) as k:
-            extra = b.let("extra", op("sub", k, j))
-            b.inst(Elementwise("add", (total, extra)), out=total)
+    with b.for_("j", const(0, n_dtype), limit, 2, unroll=True) as j, b.for_("k", j, const(3, n_dtype)) as k:
+        extra = b.let("extra", op("sub", k, j))
+        b.inst(Elementwise("add", (total, extra)), out=total)
     b.output(total)
     return b
 
@@ -124,8 +172,6 @@ def test_branches_define_tiles_and_scalars() -> None:
         k = b.let("k", op("add", n, 1))
     with b.else_():
         b.inst(Elementwise("mul", (x, x)), out=y)
-        from tilus.ir.stmt import Let
-
         b.append(Let(k, op("sub", n, 1)))
     b.output(y)
     b.output(b.inst(Full(k, (32,)), "kt"))
@@ -137,7 +183,22 @@ def test_branches_define_tiles_and_scalars() -> None:
 
 def test_names_that_cplusplus_has_taken() -> None:
     b = Bench()
-    taken = ["int", "auto", "threadIdx", "u32", "tid", "smem", "expf", "ptx_mma", "__syncthreads", "cast_u4", "_x", "i", "min", "digit_1_8"]
+    taken = [
+        "int",
+        "auto",
+        "threadIdx",
+        "u32",
+        "tid",
+        "smem",
+        "expf",
+        "ptx_mma",
+        "__syncthreads",
+        "cast_u4",
+        "_x",
+        "i",
+        "min",
+        "digit_1_8",
+    ]
     b.name = "double"
     variables = [b.scalar(name) for name in taken]
     total = variables[0]
@@ -199,11 +260,6 @@ def test_programs_that_are_not_lowered() -> None:
     assert "pipeline.lower" in str(caught.value)
     with pytest.raises(CodegenError, match="the target is cpu"):
         emit(program, target("cpu"))
-    from dataclasses import replace
-
     half = replace(program, num_threads=32, shared_bytes=0)
     with pytest.raises(CodegenError, match=r"register\[f32, \(64,\)\] has no layout"):
         emit(half, target("sm_80"))
-
-
-__all__ = ["InstStmt", "np"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.codegen.cuda.build import RNG, Bench, as_buffer, codes_of, random_layout
-from tests.codegen.cuda.compare import compare, lowered
 
-from tilus.dtypes import bf16, dtype, f16, f32, i32, i64, u4, u8
+from tests.codegen.cuda.build import RNG, Bench, as_buffer, codes_of, random_layout
+from tests.codegen.cuda.compare import compare, lowered, run_generated
+from tilus.dtypes import bf16, dtype, f16, f32, i32, i64, u8
 from tilus.errors import CodegenError
 from tilus.ir.builder import op
 from tilus.ir.expr import CastExpr, const
@@ -17,7 +17,6 @@ from tilus.ir.instructions import (
     Cast,
     CommitGroup,
     CopyAsync,
-    Elementwise,
     Full,
     GlobalView,
     LoadElement,
@@ -77,7 +76,11 @@ def test_dimensions_and_strides() -> None:
     for i in (0, 4, 7):
         b.output(b.inst(LoadGlobal(view, (const(i), op("sub", n, 3), const(8)), (4, 16), (1, 2)), "tile"))
     flipped = b.inst(GlobalView(x, (const(64), const(30)), (const(1), const(64))), "flipped")
-    b.output(b.inst(LoadGlobal(flipped, (const(16), const(2)), (32, 8), (0, 1)), "column", layout=spatial(4, 8) * local(8, 1)))
+    b.output(
+        b.inst(
+            LoadGlobal(flipped, (const(16), const(2)), (32, 8), (0, 1)), "column", layout=spatial(4, 8) * local(8, 1)
+        )
+    )
     diagonal = b.inst(GlobalView(x, (const(32), const(8)), (const(2), const(1))), "diagonal")
     b.output(b.inst(LoadGlobal(diagonal, (const(0), const(0)), (32, 8), (0, 1)), "window"))
     compare(b.done(), b.args)
@@ -163,7 +166,9 @@ def test_shared_layouts(which: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("stages", [1, 3])
-@pytest.mark.parametrize(("name", "columns", "promise"), [("f16", 64, 8), ("f16", 24, 2), ("f32", 20, 1), ("u8", 40, 4), ("f16", 33, 1)])
+@pytest.mark.parametrize(
+    ("name", "columns", "promise"), [("f16", 64, 8), ("f16", 24, 2), ("f32", 20, 1), ("u8", 40, 4), ("f16", 33, 1)]
+)
 def test_asynchronous_copies(name: str, columns: int, promise: int, stages: int) -> None:
     """16, 8, 4 bytes and through registers; rows and columns beyond the view become zeros."""
     kind = dtype(name)
@@ -175,7 +180,11 @@ def test_asynchronous_copies(name: str, columns: int, promise: int, stages: int)
     view = b.inst(GlobalView(x, (const(13), n), (n, const(1))), "view")
     s = b.inst(AllocShared(kind, (stages, 8, 64)), "s")
     for stage in range(stages):
-        b.inst(CopyAsync(s, view, (const(stage), const(0), const(0)), (const(stage * 4), const(0)), (8, 64), (1, 2), (0, 1)))
+        b.inst(
+            CopyAsync(
+                s, view, (const(stage), const(0), const(0)), (const(stage * 4), const(0)), (8, 64), (1, 2), (0, 1)
+            )
+        )
         b.inst(CommitGroup())
     for stage in range(stages):
         b.inst(WaitGroup(stages - 1 - stage))
@@ -195,8 +204,6 @@ def test_asynchronous_copies_are_asynchronous() -> None:
     b.inst(CommitGroup())
     b.inst(Sync())
     b.output(b.inst(LoadShared(s, (const(0),), (128,), (0,)), "tile"))
-    from tests.codegen.cuda.compare import run_generated
-
     run_generated(b.done(), b.args)
     assert (b.args[1].view(np.uint8) == 0xA5).all()
 
@@ -234,6 +241,3 @@ def test_elements_that_are_no_bit_stream() -> None:
     b.output(b.inst(Cast(tile, f32), "wide"))
     with pytest.raises(CodegenError, match=r"t1\.6 elements are no stream of bits"):
         lowered(b.done())
-
-
-__all__ = ["Elementwise", "u4"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from tests.codegen.cuda.compare import compare
 from tests.passes.programs import chained, matmul, quantized, softmax, vector_add
-
-from tilus.dtypes import bf16, f16, f32, i8
+from tilus.dtypes import bf16, f16, f32
 from tilus.layouts import column_local, local, spatial
 
 RNG = np.random.default_rng(1)
@@ -60,6 +60,3 @@ def test_quantized() -> None:
     w = RNG.integers(0, 256, 2048).astype(np.uint8)
     x = RNG.integers(-4, 5, 8 * 64).astype(np.float16)
     compare(quantized(spatial(128) * local(16), fragment), [w, x, np.zeros(64 * 8, np.float32)])
-
-
-__all__ = ["i8"]

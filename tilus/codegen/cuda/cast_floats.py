@@ -40,12 +40,12 @@ def _at_top(body: CastBody, low: int, high: int, n: int) -> Expr:
 
 
 def _scaled(body: CastBody, x: Expr, source: Float, target: Float) -> Expr:
-    magnitude = ((1 << (source.exponent_bits + source.mantissa_bits)) - 1) << (target.mantissa_bits - source.mantissa_bits)
+    magnitude = ((1 << (source.exponent_bits + source.mantissa_bits)) - 1) << (
+        target.mantissa_bits - source.mantissa_bits
+    )
     shift = target.exponent_bits - source.exponent_bits
-    if shift == 0:
-        small = x & both(0x8000 | magnitude)
-    else:
-        small = (x & _SIGNS) | ((x >> shift) & both(magnitude))
+    moved = (x & _SIGNS) | ((x >> shift) & both(magnitude))
+    small = x & both(0x8000 | magnitude) if shift == 0 else moved
     scale = 2.0 ** (target.bias - source.bias)
     if scale == 1:
         return small

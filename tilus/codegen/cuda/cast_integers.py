@@ -68,18 +68,15 @@ def _bring_together(body: CastBody, low: int, high: int, kind: Linear, half: _Ha
     n, room = kind.nbits, half.mantissa
     first, second = low * n, high * n
     places = _places(body, first, second, n, room)
-    mask = (1 << n) - 1
+    mask, top = (1 << n) - 1, (1 << (n - 1)) * kind.flip
+    insert = "and_xor" if kind.flip else "and_or"
     if places is None:
         u, v = body.window(first, n), body.window(second - 16, 16 + n)
-        x, p, q = body.ctx.ptx("and_or", u, cpp.bits(mask), v & cpp.bits(mask << 16)), 0, 0
-    else:
-        x, p, q = places
-    top = 1 << (n - 1)
-    magic = both(half.magic | top << p, half.magic | top << q) if kind.flip else both(half.magic)
-    if places is None:
-        return (x ^ magic) if kind.flip else x | magic, (p, q)
-    operation = "and_xor" if kind.flip else "and_or"
-    return body.ctx.ptx(operation, x, both(mask << p, mask << q), magic), (p, q)
+        one = body.ctx.ptx(insert, u, cpp.bits(mask), both(half.magic | top))
+        return body.ctx.ptx(insert, v, cpp.bits(mask << 16), one), (0, 0)
+    x, p, q = places
+    magic = both(half.magic | top << p, half.magic | top << q)
+    return body.ctx.ptx(insert, x, both(mask << p, mask << q), magic), (p, q)
 
 
 def _places(body: CastBody, first: int, second: int, n: int, room: int) -> tuple[Expr, int, int] | None:

@@ -62,7 +62,7 @@ def _look_up(body: CastBody, plane: list[int], nibbles: Expr, upper: Expr) -> Ex
     tables = [cpp.bits(int.from_bytes(bytes(padded[i : i + 4]), "little")) for i in range(0, len(padded), 4)]
     if len(set(plane)) == 1:
         return cpp.bits(plane[0] * 0x01010101)
-    low = call("__byte_perm", tables[0], tables[1], nibbles)
+    low: Expr = call("__byte_perm", tables[0], tables[1], nibbles)
     if len(tables) == 2:
         return body.let(low)
     if tables[:2] == tables[2:]:
@@ -80,7 +80,7 @@ def _interleave(body: CastBody, planes: list[Expr]) -> list[Expr]:
 
     if len(planes) == 2:
         return pairs(*planes)
-    words = []
+    words: list[Expr] = []
     for lower, upper in zip(pairs(*planes[:2]), pairs(*planes[2:]), strict=True):
         a, b = body.let(lower), body.let(upper)
         words += [call("__byte_perm", a, b, cpp.bits(selector)) for selector in (0x5410, 0x7632)]

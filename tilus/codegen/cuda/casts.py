@@ -117,6 +117,3 @@ def _put_codes(body: CastBody, codes: list[Expr]) -> None:
 def cast_call(ctx: Context, source: DataType, target: DataType, count: int, to: Expr, from_: Expr) -> cpp.Stmt:
     """Return the statement that converts one array into another."""
     return cpp.Do(call(cast_function(ctx, source, target, count), to, from_))
-
-
-

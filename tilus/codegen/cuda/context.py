@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from tilus.codegen.cuda import cpp, ptx
+from tilus.codegen.cuda import cpp
+from tilus.codegen.cuda import ptx as rows
 from tilus.codegen.cuda.cpp import Call, Expr, Name, Operand, Stmt
 from tilus.errors import CodegenError, InternalError
 from tilus.ir.expr import Tensor, Var
@@ -16,15 +17,18 @@ from tilus.ir.types import RegisterType, SharedType
 from tilus.layouts import RegisterLayout, SharedLayout
 
 SCRATCH_ALIGNMENT = 16
-_KEYWORDS = frozenset(
-    "alignas alignof and asm auto bool break case catch char class const constexpr continue decltype default delete do "
-    "double else enum explicit export extern false float for friend goto if inline int long mutable namespace new not "
-    "noexcept nullptr operator or private protected public register return short signed sizeof static struct switch "
-    "template this throw true try typedef typeid typename union unsigned using virtual void volatile wchar_t while xor "
-    "u8 u16 u32 u64 i32 i64 pointer tid lane smem main dim3 threadIdx blockIdx blockDim gridDim warpSize printf half "
-    "assert fma fmaf abs min max exp exp2 log log2 sqrt rsqrt sin cos tanh erf floor ceil rint fmin fmax fabs "
-    "expf exp2f logf log2f sqrtf rsqrtf sinf cosf tanhf erff floorf ceilf rintf fminf fmaxf fabsf".split()
-)
+# Words of C++ and of CUDA, and names that generated code uses itself.
+_TAKEN = """
+    alignas alignof and asm auto bool break case catch char class const constexpr continue decltype default
+    delete do double else enum explicit export extern false float for friend goto if inline int long mutable
+    namespace new not noexcept nullptr operator or private protected public register return short signed sizeof
+    static struct switch template this throw true try typedef typeid typename union unsigned using virtual void
+    volatile wchar_t while xor u8 u16 u32 u64 i32 i64 pointer tid lane smem smem_bytes main dim3 threadIdx
+    blockIdx blockDim gridDim warpSize printf half assert fma fmaf abs min max exp exp2 log log2 sqrt rsqrt sin
+    cos tanh erf floor ceil rint fmin fmax fabs expf exp2f logf log2f sqrtf rsqrtf sinf cosf tanhf erff floorf
+    ceilf rintf fminf fmaxf fabsf i store_bits load_bits add_bf16
+"""
+_KEYWORDS = frozenset(re.findall(r"\w+", _TAKEN))
 # What generated functions begin with, and what C++ and its compilers keep for themselves.
 _GENERATED = re.compile(r"(ptx|cast|decode|encode|table|floor|odd|extreme|digit)_|_|.*__")
 
@@ -143,26 +147,26 @@ class Context:
 
     # --- functions --------------------------------------------------------------------------------------------------
 
-    def ptx(self, row: str | ptx.Ptx, *args: Operand) -> Call:
+    def ptx(self, row: str | rows.Ptx, *args: Operand) -> Call:
         """Return a call of a PTX instruction, and have its function printed."""
         if isinstance(row, str):
-            row = ptx.TABLE[row]
+            row = rows.TABLE[row]
         if row.capability > self.target.capability:
             raise CodegenError(
                 f"{row.template.split(' ')[0]} needs compute capability {row.capability / 10:.1f}, the target is "
                 f"{self.target.name}"
             )
         if row.function not in self.functions:
-            self.functions[row.function] = ptx.device_function(row)
+            self.functions[row.function] = rows.device_function(row)
         return cpp.call(row.function, *args)
 
-    def do(self, row: str | ptx.Ptx, *args: Operand) -> None:
+    def do(self, row: str | rows.Ptx, *args: Operand) -> None:
         """Emit a PTX instruction for its effect."""
         self.emit(cpp.Do(self.ptx(row, *args)))
 
     def has(self, row: str) -> bool:
         """Whether the target has a PTX instruction."""
-        return ptx.TABLE[row].capability <= self.target.capability
+        return rows.TABLE[row].capability <= self.target.capability
 
     def add_function(self, function: cpp.Function) -> str:
         """Have a function printed, once; return its name."""

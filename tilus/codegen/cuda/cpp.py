@@ -10,7 +10,7 @@ import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, Union
+from typing import TypeAlias
 
 from tilus.errors import Loc
 
@@ -128,8 +128,8 @@ class Convert(_Arithmetic):
     operand: Expr
 
 
-Expr: TypeAlias = Union[Name, Int, Unary, Binary, Conditional, Call, Index, Convert]
-Operand: TypeAlias = Union[Expr, int]
+Expr: TypeAlias = Name | Int | Unary | Binary | Conditional | Call | Index | Convert
+Operand: TypeAlias = Expr | int
 EXPR_CLASSES = (Name, Int, Unary, Binary, Conditional, Call, Index, Convert)
 
 ZERO, ONE = Int(0), Int(1)
@@ -344,7 +344,7 @@ class Asm:
     stays: bool  # must neither move nor vanish
 
 
-Stmt: TypeAlias = Union[Declare, Set, Do, Comment, If, For, While, Block, Jump, Asm]
+Stmt: TypeAlias = Declare | Set | Do | Comment | If | For | While | Block | Jump | Asm
 
 
 @dataclass(frozen=True, slots=True)

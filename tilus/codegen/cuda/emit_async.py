@@ -52,7 +52,7 @@ def _through_registers(
 
 
 def _contiguous(ctx: Context, inst: I.CopyAsync, width: int) -> int:
-    """Return the tile dimension along which elements are neighbours in memory: of several, the longest, then the last."""
+    """Return the tile dimension of neighbours in memory: of several, the longest, then the last."""
     strides = ctx.views[inst.src].strides
     unit = [d for d, at in enumerate(inst.src_dims) if strides[at] == cpp.ONE and inst.shape[d] % width == 0]
     if not unit and width > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from tilus.codegen.cuda import cpp, vectors
 from tilus.codegen.cuda.context import Context, layout_of, register
@@ -73,8 +74,12 @@ def _wide_rounds(ctx: Context, plan: Shuffles, to: Name, from_: Name) -> None:
     size = 1 + max(int(r.keep.max()) for r in plan.rounds)
     for half in (0, 1):
         part = ctx.array("half", size)
-        _rounds(ctx, plan, part, lambda i, half=half: from_[2 * i + half])
+        _rounds(ctx, plan, part, partial(_half_of, from_, half))
         ctx.emit(*(cpp.Set(to[2 * i + half], part[i]) for i in range(size)))
+
+
+def _half_of(array: Name, half: int, i: int) -> Expr:
+    return array[2 * i + half]
 
 
 def _by_whole_words(

@@ -47,8 +47,8 @@ def print_(ctx: Context, stmt: InstStmt, out: None, inst: I.Print) -> None:
 def _filled(text: str, formats: list[str]) -> str:
     """Return a printf format for a text with `{}` slots and doubled braces."""
     slots = iter(formats)
-    pieces = {"{{": lambda: "{", "}}": lambda: "}", "{}": lambda: next(slots), "%": lambda: "%%"}
-    return re.sub(r"\{\{|\}\}|\{\}|%", lambda m: pieces[m[0]](), text)
+    pieces = {"{{": "{", "}}": "}", "%": "%%"}
+    return re.sub(r"\{\{|\}\}|\{\}|%", lambda m: pieces.get(m[0]) or next(slots), text)
 
 
 def _printable(dtype: DataType, value: Expr) -> tuple[str, Expr]:

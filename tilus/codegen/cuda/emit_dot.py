@@ -84,7 +84,11 @@ def _by_threads(ctx: Context, out: Tensor, inst: I.Dot) -> None:
         _multiply(ctx, out, inst, work, sums, left, right)
         if split:
             across_threads(
-                ctx, [sums[i] for i in range(layout.local_size)], work, split, lambda x, y: apply(ctx, "add", work, x, y)
+                ctx,
+                [sums[i] for i in range(layout.local_size)],
+                work,
+                split,
+                lambda x, y: apply(ctx, "add", work, x, y),
             )
         results = [apply(ctx, "add", work, sums[i], start[i]) if split else sums[i] for i in range(layout.local_size)]
         ctx.emit(*assign(ctx.name(out), encoded(ctx, acc, results, work)))

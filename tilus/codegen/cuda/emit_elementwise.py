@@ -1,13 +1,14 @@
 """Emitter of operators on tiles.
 
-f16 and bf16 are computed two at a time where the hardware can; else by way of f32. 32-bit types take one word at a time,
-everything narrower is unpacked, computed and packed again.
+f16 and bf16 are computed two at a time where the hardware can; else by way of f32. 32-bit types take one word at a
+time, everything narrower is unpacked, computed and packed again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 from tilus.codegen.cuda import cpp
@@ -41,9 +42,7 @@ def _half_rules(ctx: Context, kind: str) -> dict[str, HalfRule]:
         "max": lambda a, b: ctx.ptx(f"max_{kind}x2", a, b),
     }
     if kind == "f16":
-        for op in ("add", "sub", "mul"):
-            rules[op] = lambda a, b, op=op: ctx.ptx(f"{op}_f16x2", a, b)
-        return rules
+        return rules | {op: partial(ctx.ptx, f"{op}_f16x2") for op in ("add", "sub", "mul")}
     # bf16 has nothing but the fused multiply-add before compute capability 9.0; + -0.0 keeps the sign of zero.
     one, minus_one, minus_zero = cpp.bits(0x3F803F80), cpp.bits(0xBF80BF80), cpp.bits(0x80008000)
     rules["add"] = lambda a, b: ctx.ptx("fma_bf16x2", a, one, b)
@@ -179,7 +178,12 @@ def _by_words(ctx: Context, out: Tensor, op: str, operands: list[_Operand]) -> N
 def _by_elements(ctx: Context, out: Tensor, op: str, operands: list[_Operand]) -> None:
     result, array, count = register(out).dtype, ctx.name(out), layout_of(out).local_size
     dtype = operands[-1].dtype
-    if op in _BITWISE and dtype.nbits < 32 and all(isinstance(x, _Tile) for x in operands) and _is_plain(operands, count):
+    if (
+        op in _BITWISE
+        and dtype.nbits < 32
+        and all(isinstance(x, _Tile) for x in operands)
+        and _is_plain(operands, count)
+    ):
         _bitwise(ctx, out, op, operands)
         return
     codes = []
@@ -211,4 +215,3 @@ def _bitwise(ctx: Context, out: Tensor, op: str, operands: list[_Operand]) -> No
     array, i = ctx.name(out), Name("i")
     a, b = (x.array[i] for x in operands if isinstance(x, _Tile))
     loop(ctx, words_of(register(out)), [cpp.Set(array[i], cpp.binary(_BITWISE[op], a, b))])
-

@@ -60,7 +60,9 @@ def _within_threads(ctx: Context, out: Tensor, inst: I.Reduce, combine: Combine)
     for place in range(target.local_size):
         values = groups[place]
         while len(values) > 1:  # as a tree: half as deep a chain for every doubling
-            values = [combine(*values[i : i + 2]) if i + 1 < len(values) else values[i] for i in range(0, len(values), 2)]
+            values = [
+                combine(*values[i : i + 2]) if i + 1 < len(values) else values[i] for i in range(0, len(values), 2)
+            ]
         name = ctx.names.fresh("part")
         ctx.emit(cpp.Declare(c_type(_held(kind.dtype)), name, values[0]))
         names.append(Name(name))
@@ -109,19 +111,16 @@ def _cut(size: int, weight: int) -> tuple[int, int]:
 def _across_lanes(ctx: Context, names: list[Expr], dtype: DataType, size: int, weight: int, combine: Combine) -> None:
     """Combine over lanes: both sides of a butterfly add the same two numbers, which is the same in either order."""
     if size & (size - 1) == 0:
-        step = 1
-        while step < size:
+        for step in (weight << bit for bit in range(size.bit_length() - 1)):
             for name in names:
-                other = _moved(dtype, name, lambda word, step=step: call("__shfl_xor_sync", _ALL_LANES, word, step * weight))
+                other = _moved(dtype, name, "__shfl_xor_sync", cpp.Int(step))
                 ctx.emit(cpp.Set(name, combine(name, other)))
-            step *= 2
         return
-    lane, digit = Name("tid") & (LANES - 1), ctx.thread_digit(weight, size)
+    first = cpp.binary("-", Name("tid") & (LANES - 1), ctx.thread_digit(weight, size) * weight)
     for name in names:
         total = Name(ctx.names.fresh("total"))
         for turn in range(size):
-            source = cpp.binary("-", lane, digit * weight) + turn * weight
-            value = _moved(dtype, name, lambda word, source=source: call("__shfl_sync", _ALL_LANES, word, source))
+            value = _moved(dtype, name, "__shfl_sync", first + turn * weight)
             _accumulate(ctx, total, dtype, value, combine, first=turn == 0)
         ctx.emit(cpp.Set(name, total))
 
@@ -158,8 +157,9 @@ def _from_words(dtype: DataType, words: list[Expr]) -> Expr:
     return cpp.convert(held, words[0])
 
 
-def _moved(dtype: DataType, value: Expr, move: Callable[[Expr], Expr]) -> Expr:
-    return _from_words(dtype, [move(word) for word in _words(dtype, value)])
+def _moved(dtype: DataType, value: Expr, shuffle: str, lane: Expr) -> Expr:
+    """Return the value that another lane has."""
+    return _from_words(dtype, [call(shuffle, _ALL_LANES, word, lane) for word in _words(dtype, value)])
 
 
 def _across_warps(ctx: Context, names: list[Expr], dtype: DataType, size: int, weight: int, combine: Combine) -> None:
@@ -196,4 +196,3 @@ def _exchange(
             value = _from_words(dtype, [cell[w] for w in range(count)])
             _accumulate(ctx, total, dtype, value, combine, first=turn == 0)
         ctx.emit(cpp.Set(name, total))
-

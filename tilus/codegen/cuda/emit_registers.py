@@ -103,7 +103,7 @@ def cast(ctx: Context, stmt: InstStmt, out: Tensor, inst: I.Cast) -> None:
 
 
 def take(ctx: Context, target: Tensor, source: Tensor, places: list[int]) -> None:
-    """Set local i of `target` to local `places[i]` of `source`, in every thread. (Of itself it takes all, in order.)"""
+    """Set local i of `target` to local `places[i]` of `source`; of itself a tensor takes all, in order."""
     nbits = register(target).dtype.nbits
     to, from_ = ctx.name(target), ctx.name(source)
     count = words_of(register(source))

@@ -157,6 +157,3 @@ def _digits_of(digits: dg.Digits, number: Expr) -> list[Expr]:
         values.insert(0, value if weight * size == whole else value % size)
         weight *= size
     return values
-
-
-

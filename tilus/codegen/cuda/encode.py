@@ -99,7 +99,9 @@ def encode_codebook(ctx: Context, dtype: Codebook | PackedTernary, identifier: s
         return name
     borders, codes = _borders(dtype)
     limits = borders if type_ == "double" else _f32_below(borders)
-    body = _select_chain(limits, codes, type_) if len(codes) <= _SEARCH_TABLE else _search(ctx, limits, codes, type_, name)
+    body = (
+        _select_chain(limits, codes, type_) if len(codes) <= _SEARCH_TABLE else _search(ctx, limits, codes, type_, name)
+    )
     return ctx.add_function(cpp.Function(name, "u32", (f"{type_} value",), tuple(body)))
 
 

@@ -166,6 +166,3 @@ def bit_packed(tensor: Tensor) -> DataType:
             hint="load the packed bytes as u8, or use t2",
         )
     return dtype
-
-
-

@@ -1,7 +1,7 @@
 """Numbers and choices that differ from thread to thread, as arithmetic on the thread number.
 
-What is asked for is a table with one entry per thread. A bit that is a bit of the thread number is written so; any other
-pattern is a 32-bit constant, shifted by the lane. No table lies in memory.
+What is asked for is a table with one entry per thread. A bit that is a bit of the thread number is written so; any
+other pattern is a 32-bit constant, shifted by the lane. No table lies in memory.
 """
 
 from __future__ import annotations

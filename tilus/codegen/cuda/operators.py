@@ -17,7 +17,7 @@ from tilus.errors import InternalError
 
 Rule: TypeAlias = Callable[..., Expr]
 
-_INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "and": "&", "xor": "^", "or": "|", "shl": "<<"}
+_INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "and": "&", "xor": "^", "or": "|"}
 # Sum and maximum of truth values are "any", the minimum is "all".
 _LOGIC = {"and": "&", "xor": "^", "or": "|", "add": "|", "max": "|", "min": "&"}
 _COMPARE = {"lt": "<", "le": "<="}
@@ -63,6 +63,14 @@ def _boolean(op: str, *args: Expr) -> Expr:
 
 def _integer(ctx: Context, op: str, dtype: DataType, args: tuple[Expr, ...], positive: bool) -> Expr:
     a, b = args[0], args[-1]
+    if op in ("floordiv", "mod"):
+        return _division(ctx, op, dtype, a, b, positive)
+    if op in ("shl", "shr"):
+        return _shift(op, dtype, a, b)
+    if op in ("add", "mul"):
+        return a + b if op == "add" else a * b
+    if op in _INFIX:
+        return cpp.binary(_INFIX[op], a, b)
     match op:
         case "neg":
             return cpp.Unary("-", a)
@@ -72,22 +80,17 @@ def _integer(ctx: Context, op: str, dtype: DataType, args: tuple[Expr, ...], pos
             return cpp.Conditional(cpp.Binary("<", signed(dtype, a), cpp.ZERO), cpp.Unary("-", a), a)
         case "min" | "max":
             return unsigned(dtype, call(op, _same_type(dtype, a), _same_type(dtype, b)))
-        case "shl" if dtype.nbits < 32 and dtype.is_signed:
-            return cpp.convert("i32", cpp.convert("u32", a) << b)
-        case "shl" if isinstance(a, cpp.Int):
-            return cpp.convert(c_type(dtype), a) << b  # a bare literal would be shifted as a signed int
-        case "shr":
-            return unsigned(dtype, signed(dtype, a) >> b)
-        case "floordiv" | "mod":
-            return _division(ctx, op, dtype, a, b, positive)
-        case "add":
-            return a + b
-        case "mul":
-            return a * b
-        case _ if op in _INFIX:
-            return cpp.binary(_INFIX[op], a, b)
         case _:
             raise InternalError(f"no operator {op} of {dtype}")
+
+
+def _shift(op: str, dtype: DataType, a: Expr, b: Expr) -> Expr:
+    if op == "shr":
+        return unsigned(dtype, signed(dtype, a) >> b)
+    if dtype.nbits < 32 and dtype.is_signed:
+        return cpp.convert("i32", cpp.convert("u32", a) << b)
+    # A bare literal would be shifted as a signed int.
+    return (cpp.convert(c_type(dtype), a) if isinstance(a, cpp.Int) else a) << b
 
 
 def _same_type(dtype: DataType, value: Expr) -> Expr:

@@ -14,7 +14,7 @@ from tilus.codegen.cuda.values import decode
 from tilus.codegen.cuda.words import words_of
 from tilus.dtypes import DataType
 from tilus.errors import CodegenError, TilusError, assert_never
-from tilus.ir.expr import Const, Tensor, Var, dtype_of
+from tilus.ir.expr import Const, Var, dtype_of
 from tilus.ir.instructions import INSTRUCTIONS
 from tilus.ir.program import Program
 from tilus.ir.stmt import Assign, Break, Continue, For, If, InstStmt, Let, Stmt, While
@@ -24,8 +24,8 @@ from tilus.ir.types import PointerType, RegisterType
 _SHARED_ALIGNMENT = 1024
 # How scalars are passed; types that are not here come as their code, in bytes.
 _PARAMETERS = {
-    "bool": "bool", "i8": "signed char", "u8": "u8", "i16": "short", "u16": "unsigned short", "i32": "i32", "u32": "u32",
-    "i64": "i64", "u64": "u64", "f32": "float", "tf32": "float", "f64": "double",
+    "bool": "bool", "i8": "signed char", "u8": "u8", "i16": "short", "u16": "unsigned short", "i32": "i32",
+    "u32": "u32", "i64": "i64", "u64": "u64", "f32": "float", "tf32": "float", "f64": "double",
 }  # fmt: skip
 _CODES = {8: "u8", 16: "unsigned short"}
 
@@ -133,7 +133,7 @@ class _Kernel:
         for var in self.declared.get(place, ()):
             name = self.ctx.declare(var)
             if isinstance(var.type, RegisterType):
-                self.ctx.emit(cpp.Declare("u32", name, extent=max(words_of(register(var)), 1)))  # type: ignore[arg-type]
+                self.ctx.emit(cpp.Declare("u32", name, extent=max(words_of(register(var)), 1)))
             elif isinstance(var, Var) and not (isinstance(stmt, Let) and stmt.var is var):
                 self.ctx.emit(cpp.Declare(c_type(dtype_of(var)), name))
 

@@ -144,9 +144,13 @@ def _loads_and_stores() -> Iterator[Ptx]:
 def _matrix_loads() -> Iterator[Ptx]:
     for count in (1, 2, 4):
         for suffix, trans in (("", ""), ("_trans", ".trans")):
-            text = f"ldmatrix.sync.aligned.m8n8.x{count}{trans}.shared.b16 {{{_list(0, count).strip('{}')}}}, [%{count}];"
+            text = (
+                f"ldmatrix.sync.aligned.m8n8.x{count}{trans}.shared.b16 {{{_list(0, count).strip('{}')}}}, [%{count}];"
+            )
             out = Operand("d", count=count)
-            yield Ptx(f"ldmatrix_x{count}{suffix}", text, out, (Operand("address"),), "ldmatrix", memory=True, warp=True)
+            yield Ptx(
+                f"ldmatrix_x{count}{suffix}", text, out, (Operand("address"),), "ldmatrix", memory=True, warp=True
+            )
 
 
 def _async_copies() -> Iterator[Ptx]:
@@ -174,7 +178,8 @@ def _words(nbits: int, elements: int) -> int:
 def mma(atom: MmaAtom) -> Ptx:
     """Return the row of a matrix product; the accumulators are updated in place."""
     sizes = [
-        _words(t.nbits, layout.local_size) for t, layout in ((atom.dtype, atom.a), (atom.dtype, atom.b), (atom.acc, atom.c))
+        _words(t.nbits, layout.local_size)
+        for t, layout in ((atom.dtype, atom.a), (atom.dtype, atom.b), (atom.acc, atom.c))
     ]
     a, b, c = sizes
     regs = [_list(0, c), _list(c, a), _list(c + a, b), _list(0, c)]
@@ -241,7 +246,10 @@ def _atomics() -> Iterator[Ptx]:
     for op in ("and", "or"):
         text = f"red.global.{op}.b32 [%0], %1;"
         yield Ptx(f"red_{op}_b32", text, None, (pointer, Operand("a")), "red", memory=True)
-    text = "{ .reg .b16 t, u, v; mov.b32 {t, u}, %2; mov.b32 {u, v}, %3; atom.global.cas.b16 t, [%1], t, u; mov.b32 %0, {t, 0}; }"
+    text = (
+        "{ .reg .b16 t, u, v; mov.b32 {t, u}, %2; mov.b32 {u, v}, %3; atom.global.cas.b16 t, [%1], t, u; "
+        "mov.b32 %0, {t, 0}; }"
+    )
     inputs = (pointer, Operand("a"), Operand("b"))
     yield Ptx("cas_b16", text, Operand("d"), inputs, "atom", memory=True)
 

@@ -48,7 +48,7 @@ def _op(ctx: Context, op: str, args: tuple[ScalarExpr, ...]) -> Expr:
 
 def _is_rounded(dtype: DataType) -> bool:
     """Whether a result computed in the C++ type may not be a value of the type."""
-    return dtype.nbits < 32 and not dtype.is_boolean or dtype.name == "tf32"
+    return (dtype.nbits < 32 and not dtype.is_boolean) or dtype.name == "tf32"
 
 
 def _narrowed(ctx: Context, dtype: DataType, value: Expr) -> Expr:
@@ -109,4 +109,3 @@ def is_not_negative(expr: ScalarExpr, known: frozenset[Var]) -> bool:
             return dtype.nbits >= dtype_of(value).nbits and is_not_negative(value, known)
         case _:
             return False
-

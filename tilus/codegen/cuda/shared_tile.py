@@ -1,8 +1,8 @@
 """Addresses of the elements of a tile in shared memory: strides, then a swizzle.
 
-Where the bits of the thread's part and of the constant part are disjoint, the swizzle, which is linear over XOR, acts on
-each alone: the thread's part is swizzled once at run time, and each element's address is one XOR with a constant and an
-immediate offset. Multiples of the swizzle's period stay outside of it.
+Where the bits of the thread's part and of the constant part are disjoint, the swizzle, which is linear over XOR, acts
+on each alone: the thread's part is swizzled once at run time, and each element's address is one XOR with a constant
+and an immediate offset. Multiples of the swizzle's period stay outside of it.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from tilus.codegen.cuda.cpp import Expr, Name, Stmt, call, convert
 from tilus.codegen.cuda.encode import encode_codebook, encode_exponent, encode_float, encode_tf32
 from tilus.codegen.cuda.types import c_type, signed, unsigned
 from tilus.codegen.cuda.words import pack
-from tilus.dtypes import Codebook, DataType, Exponent, Float, PackedTernary, f32, u1
+from tilus.dtypes import ALL, Codebook, DataType, Exponent, Float, PackedTernary, f32, u1
 from tilus.errors import CodegenError
 
 
@@ -65,7 +65,9 @@ def _decode_function(ctx: Context, dtype: DataType) -> str:
 
 
 def identifier(dtype: DataType) -> str:
-    if isinstance(dtype, Codebook) and dtype.name not in ("nf4", "t2"):
+    """Return a name for generated functions; codebooks of users may have any names, so their tables name them."""
+    if dtype not in ALL:
+        assert isinstance(dtype, Codebook)
         return f"codebook_{zlib.crc32(repr((dtype.table, dtype.spare)).encode()):08x}"
     return dtype.name.replace(".", "_")
 
@@ -241,7 +243,13 @@ def _to_f32_odd(ctx: Context, value: Expr, source: DataType) -> Expr:
         return convert("float", value)
     function = f"odd_{held}"
     if function not in ctx.functions:
-        truncate = {"double": "double2float", "i32": "int2float", "u32": "uint2float", "i64": "ll2float", "u64": "ull2float"}
+        truncate = {
+            "double": "double2float",
+            "i32": "int2float",
+            "u32": "uint2float",
+            "i64": "ll2float",
+            "u64": "ull2float",
+        }
         x, f = Name("x"), Name("f")
         inexact = cpp.binary("!=", convert(held, f), x)
         if held == "double":
@@ -252,4 +260,3 @@ def _to_f32_odd(ctx: Context, value: Expr, source: DataType) -> Expr:
         )
         ctx.add_function(cpp.Function(function, "float", (f"{held} x",), body))
     return call(function, signed(source, value))
-

@@ -18,7 +18,9 @@ from tilus.codegen.cuda.words import WORD, splat, window, word_count
 Access: TypeAlias = Callable[[int, int, Expr], None]
 
 
-def load(ctx: Context, array: Name, nbits: int, count: int, width: int, fetch: Access, other: int | None = None) -> None:
+def load(
+    ctx: Context, array: Name, nbits: int, count: int, width: int, fetch: Access, other: int | None = None
+) -> None:
     """Fill an array, vector by vector.
 
     Parameters
