@@ -16,6 +16,8 @@ TESTS = Path(__file__).parent
 # A shared machine is slow at random: time is not what a law is about.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", parent=settings.get_profile("default"), derandomize=True, print_blob=True)
+# pytest --hypothesis-profile=long: for a night, or a change of the compiler's core.
+settings.register_profile("long", parent=settings.get_profile("default"), max_examples=5000, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 

@@ -81,7 +81,9 @@ class Scope:
 
     def inner(self) -> Scope:
         """What is defined in a branch or loop is unknown after it."""
-        return Scope(self.b, self.inputs, self.outputs, self.n, self.threads, [*self.tiles], [*self.scalars], self.written)
+        return Scope(
+            self.b, self.inputs, self.outputs, self.n, self.threads, [*self.tiles], [*self.scalars], self.written
+        )
 
 
 def literals(dt: DataType) -> st.SearchStrategy[Expr]:

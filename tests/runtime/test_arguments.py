@@ -96,6 +96,14 @@ def test_signed_and_unsigned_words_and_packed_codes_carry_the_same_bits():
         assert check_argument("x", pointer("u4"), array).nbytes == 4
 
 
+def test_codes_of_a_type_that_no_array_library_has_are_bytes():
+    assert check_argument("x", pointer("f8e3m4"), np.zeros(4, np.uint8)).nbytes == 4
+    with pytest.raises(LaunchError, match="must be an array of f8e3m4, got u16"):
+        check_argument("x", pointer("f8e3m4"), np.zeros(4, np.uint16))
+    with pytest.raises(LaunchError, match="must be an array of f8e4m3, got u8"):
+        check_argument("x", pointer("f8e4m3"), np.zeros(4, np.uint8))
+
+
 def test_tensors_without_rows():
     with pytest.raises(LaunchError, match=r"layout torch\.sparse_coo"):
         describe(torch.zeros(3, 3).to_sparse())

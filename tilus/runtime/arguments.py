@@ -122,8 +122,9 @@ def _carries(given: DataType, wanted: DataType) -> bool:
     """Whether an array holds what a kernel wants: elements of the same bits, or words of packed codes."""
     if wanted.nbits < 8:
         return given.is_integer and given.nbits in (8, 32)
-    same_width = given.is_integer and wanted.is_integer and given.nbits == wanted.nbits
-    return given == wanted or same_width  # torch has few operations on unsigned integers
+    # Torch has few operations on unsigned integers; codes of a type that no array library has are integers too.
+    as_integers = wanted.is_integer or wanted.numpy_dtype is None
+    return given == wanted or (as_integers and given.is_integer and given.nbits == wanted.nbits)
 
 
 def _number(name: str, kind: DataType, value: Any) -> int | float:

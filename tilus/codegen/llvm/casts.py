@@ -148,7 +148,7 @@ def cast(b: Builder, src: DataType, dst: DataType, x: Value) -> Value:
         return x
     value = decode(b, src, x)
     if dst.is_boolean:
-        return b.compare("fcmp une" if src.is_float else "icmp ne", value, 0)
+        return b.compare("fcmp une" if src.is_float or src.is_codebook else "icmp ne", value, 0)
     if src.is_boolean:
         value = b.convert("zext", value, _like(value, "i32"))
     if dst.is_integer:
