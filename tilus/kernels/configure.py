@@ -12,7 +12,7 @@ from tilus.runtime.weights.weight import WeightFormat
 
 F32 = dtype("f32")
 LARGEST_BATCH_TILE = 64
-FMA_STEP = 32
+FMA_STEP = 64
 STAGE_BYTES = 76 * 1024  # of the 99 KiB of an sm_86 or sm_89 block; a conversion in f32 takes up to 18
 ZERO_POINTS = {True: dtype("i8"), False: dtype("u8")}  # by whether the codes have a sign
 
