@@ -108,7 +108,9 @@ def fma_operands(triples: RegisterLayout, target: Target) -> DotLayouts:
     # SIMD lanes read b best along n and a as broadcasts or along k; along m a is read one by one.
     rows = a.local_size * (target.lanes if target.kind == "cpu" and along_m else 1)
     columns = b.local_size * (4 if target.kind == "cpu" and split > 1 else 1)
-    sums = 4 * c.local_size * (split.bit_length() - 1)
+    # A CPU puts sums over lanes off to the end of the loop; what stays is that scaling and adding results costs more
+    # vectors, the fewer lanes are spread over them.
+    sums = c.local_size * (3 if target.kind == "cpu" else 4 * (split.bit_length() - 1))
     return DotLayouts("fma", a, b, c, triples.local_size + sums + rows + columns)
 
 

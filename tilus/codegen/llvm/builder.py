@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
+_AS_IT_STANDS = '!{!"llvm.loop.unroll.disable"}, !{!"llvm.loop.vectorize.enable", i1 false}'
 _UNSPELLABLE = re.compile(r"[^A-Za-z0-9_.]")
 
 
@@ -76,6 +77,8 @@ class Builder:
         Allocas of the entry block; everything after it.
     declarations, globals_ : dict
         External functions and constants used, by name.
+    nodes : list of str
+        Metadata.
     """
 
     lanes: int
@@ -83,6 +86,7 @@ class Builder:
     lines: list[str] = field(default_factory=list)
     declarations: dict[str, str] = field(default_factory=dict)
     globals_: dict[str, str] = field(default_factory=dict)
+    nodes: list[str] = field(default_factory=list)
     count: int = 0
 
     def fresh(self, hint: str = "v") -> str:
@@ -209,8 +213,11 @@ class Builder:
         self.label(f"{name}.end")
 
     @contextmanager
-    def loop(self, stop: Value) -> Iterator[Value]:
-        """Count an i64 from 0 to `stop` around what is written inside."""
+    def loop(self, stop: Value, *, rare: bool = False) -> Iterator[Value]:
+        """Count an i64 from 0 to `stop` around what is written inside; a `rare` loop is compiled as it stands.
+
+        LLVM would spend most of its time on unrolling and vectorising loops that run at the borders of a matrix only.
+        """
         name = self.fresh("loop")
         slot = self.alloca("i64", "index")
         self.store(constant("i64", 0), slot)
@@ -221,5 +228,11 @@ class Builder:
         self.label(f"{name}.body")
         yield index
         self.store(self.op("add", index, 1), slot)
-        self.branch(f"{name}.test")
+        self.line(f"br label %{name}.test" + (f", !llvm.loop {self.metadata(_AS_IT_STANDS)}" if rare else ""))
         self.label(f"{name}.end")
+
+    def metadata(self, hints: str) -> str:
+        """Return a new node of metadata for a loop: it begins with itself, so that no two loops are one."""
+        node = f"!{len(self.nodes)}"
+        self.nodes.append(f"{node} = distinct !{{{node}, {hints}}}")
+        return node

@@ -127,10 +127,10 @@ def shared_address(b: Builder, layout: SharedLayout, indices: Sequence[Value]) -
 
 
 @contextmanager
-def nest(b: Builder, shape: Sequence[int]) -> Iterator[list[Value]]:
+def nest(b: Builder, shape: Sequence[int], *, rare: bool = False) -> Iterator[list[Value]]:
     """Loop over every index of a shape around what is written inside."""
     with ExitStack() as stack:
-        yield [stack.enter_context(b.loop(constant("i64", n))) for n in shape]
+        yield [stack.enter_context(b.loop(constant("i64", n), rare=rare)) for n in shape]
 
 
 def _at(b: Builder, place: Place, tile_index: Sequence[Value]) -> list[Value]:
@@ -211,7 +211,7 @@ def _dense_strides(place: Place, shape: Sequence[int]) -> list[int]:
 def _copy_in(c: Context, place: Place, shape: Sequence[int], copy: Value, strides: Sequence[int], other: Value) -> None:
     b, dtype = c.b, place.dtype
     element = memory_type(dtype)
-    with nest(b, shape) as i:
+    with nest(b, shape, rare=place.direct) as i:
         at = _at(b, place, i)
         slot = b.gep(element, copy, linear(b, i, strides))
         b.store(to_memory(b, dtype, other), slot)
@@ -221,7 +221,7 @@ def _copy_in(c: Context, place: Place, shape: Sequence[int], copy: Value, stride
 
 def _copy_out(c: Context, place: Place, shape: Sequence[int], copy: Value, strides: Sequence[int]) -> None:
     b, dtype = c.b, place.dtype
-    with nest(b, shape) as i:
+    with nest(b, shape, rare=place.direct) as i:
         at = _at(b, place, i)
         with b.when(_inside(b, place, at, at)):
             value = from_memory(

@@ -210,4 +210,4 @@ def _module(c: Context, name: str) -> str:
     tables = [f"@{n} = private unnamed_addr constant {text}" for n, text in c.b.globals_.items()]
     header = f"define void @{name}(ptr noalias %args, i64 %first, i64 %last, ptr noalias %scratch, ptr %fault) {{"
     function = [header, "entry:", *c.b.entry, "  br label %start", "start:", *c.b.lines, "}"]
-    return "\n".join([*tables, *c.b.declarations.values(), *function]) + "\n"
+    return "\n".join([*tables, *c.b.declarations.values(), *function, *c.b.nodes]) + "\n"
