@@ -112,14 +112,16 @@ def test_floors_follow_the_bits() -> None:
 
 
 def run(*args: str):
-    return CliRunner().invoke(main, ["demo", "--types", TYPE, "--layers", "2", *args], catch_exceptions=False)
+    arguments = ["demo", "--types", TYPE, "--layers", "2", *args]
+    return CliRunner().invoke(main, arguments, catch_exceptions=False, env={"COLUMNS": "200"})
 
 
 def test_the_command_prints_two_tables(tmp_path) -> None:
     (tmp_path / "more.txt").write_text("One more sentence.\n\nAnd another one.\n")
     result = run("--sentences", str(tmp_path / "more.txt"), "--target-arch", "sm_80")
     assert result.exit_code == 0, result.output
-    assert f"2 linear layers, 0.3 million weights, groups of 32; {len(SENTENCES) + 2} sentences" in result.output
+    text = " ".join(result.output.split())
+    assert f"2 linear layers, 0.3 million weights, groups of 32; {len(SENTENCES) + 2} sentences" in text
     assert "kernel error" in result.output
     assert "compiled for sm_80" in result.output
     assert "all checks passed" in result.output
