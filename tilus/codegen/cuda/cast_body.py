@@ -15,12 +15,13 @@ SOURCE, TARGET = Name("s"), Name("d")
 
 @dataclass(slots=True)
 class CastBody:
-    """Statements that convert `count` elements of `source` to `target`."""
+    """Statements that convert `count` elements of `source` to `target`, and add `offset` (to whole numbers only)."""
 
     ctx: Context
     source: DataType
     target: DataType
     count: int
+    offset: int = 0
     statements: list[Stmt] = field(default_factory=list)
     _named: dict[Expr, Name] = field(default_factory=dict)
 

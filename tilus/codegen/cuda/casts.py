@@ -5,21 +5,24 @@ The ways are tried in order, and the first that applies is taken; all are exact,
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tilus.codegen.cuda import cpp
 from tilus.codegen.cuda.cast_body import SOURCE, CastBody
 from tilus.codegen.cuda.cast_floats import floats_to_halves
 from tilus.codegen.cuda.cast_integers import HALVES, integer_to_f32, integers_to_halves, linear
 from tilus.codegen.cuda.cast_tables import by_table, table_codes
-from tilus.codegen.cuda.context import Context, pairs
+from tilus.codegen.cuda.context import Context, layout_of, pairs, register
 from tilus.codegen.cuda.cpp import Expr, call
 from tilus.codegen.cuda.values import bits_float, decode, encode, float_bits, identifier
 from tilus.codegen.cuda.words import pack
 from tilus.dtypes import Codebook, DataType, Float, f32
+from tilus.ir.expr import Tensor
 
 _TABLE_BITS = 4  # codes that a byte permutation looks up
 
 
-def cast_function(ctx: Context, source: DataType, target: DataType, count: int) -> str:
+def cast_function(ctx: Context, source: DataType, target: DataType, count: int, offset: int = 0) -> str:
     """Return the function that converts `count` elements of a thread: `f(u32* d, const u32* s)`.
 
     Parameters
@@ -29,10 +32,14 @@ def cast_function(ctx: Context, source: DataType, target: DataType, count: int) 
         Different types.
     count : int
         Elements per thread.
+    offset : int
+        Added to every element: for casts of integers to 16-bit floats only, see `fusion`.
     """
     name = f"cast_{identifier(source)}_{identifier(target)}_x{count}"
+    if offset:
+        name += f"_{'plus' if offset > 0 else 'minus'}_{abs(offset)}"
     if name not in ctx.functions:
-        body = CastBody(ctx, source, target, count)
+        body = CastBody(ctx, source, target, count, offset)
         _fill(body)
         ctx.add_function(cpp.Function(name, "void", ("u32* d", "const u32* s"), tuple(body.statements)))
     return name
@@ -58,7 +65,7 @@ def _to_halves(body: CastBody) -> bool:
     source, target = body.source, body.target
     kind = linear(source)
     if kind is not None and kind.nbits <= 8:
-        integers_to_halves(body, kind)
+        integers_to_halves(body, replace(kind, offset=kind.offset + body.offset))
     elif source.nbits <= _TABLE_BITS and not source.is_integer:
         by_table(body)
     elif isinstance(source, Float) and isinstance(target, Float) and 4 < source.nbits <= 8:
@@ -114,6 +121,7 @@ def _put_codes(body: CastBody, codes: list[Expr]) -> None:
         body.put(word, value)
 
 
-def cast_call(ctx: Context, source: DataType, target: DataType, count: int, to: Expr, from_: Expr) -> cpp.Stmt:
-    """Return the statement that converts one array into another."""
-    return cpp.Do(call(cast_function(ctx, source, target, count), to, from_))
+def cast_call(ctx: Context, out: Tensor, x: Tensor, offset: int = 0) -> cpp.Stmt:
+    """Return the statement that converts a tile into another of a different type, and adds a number."""
+    function = cast_function(ctx, register(x).dtype, register(out).dtype, layout_of(out).local_size, offset)
+    return cpp.Do(call(function, ctx.name(out), ctx.name(x)))

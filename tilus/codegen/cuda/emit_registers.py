@@ -94,12 +94,10 @@ def same_registers(ctx: Context, stmt: InstStmt, out: Tensor, inst: I.View | I.T
 
 def cast(ctx: Context, stmt: InstStmt, out: Tensor, inst: I.Cast) -> None:
     """Convert elements by a function made for the pair of types."""
-    source, target, count = register(inst.x).dtype, register(out).dtype, layout_of(out).local_size
-    to, from_ = ctx.name(out), ctx.name(inst.x)
-    if source == target:
-        copy_words(ctx, to, from_, words_of(register(out)))
+    if register(inst.x).dtype == register(out).dtype:
+        copy_words(ctx, ctx.name(out), ctx.name(inst.x), words_of(register(out)))
     else:
-        ctx.emit(cast_call(ctx, source, target, count, to, from_))
+        ctx.emit(cast_call(ctx, out, inst.x))
 
 
 def take(ctx: Context, target: Tensor, source: Tensor, places: list[int]) -> None:

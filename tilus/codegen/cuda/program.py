@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from tilus.codegen.cuda import cpp
+from tilus.codegen.cuda.casts import cast_call
 from tilus.codegen.cuda.context import Context, register
 from tilus.codegen.cuda.cpp import Expr, Name
+from tilus.codegen.cuda.fusion import find_fusions
 from tilus.codegen.cuda.registry import EMITTERS
 from tilus.codegen.cuda.scalars import not_negative_variables, scalar
 from tilus.codegen.cuda.scopes import Place, declarations
@@ -14,7 +16,7 @@ from tilus.codegen.cuda.values import decode
 from tilus.codegen.cuda.words import words_of
 from tilus.dtypes import DataType
 from tilus.errors import CodegenError, TilusError, assert_never
-from tilus.ir.expr import Const, Var, dtype_of
+from tilus.ir.expr import Const, Tensor, Var, dtype_of
 from tilus.ir.instructions import INSTRUCTIONS
 from tilus.ir.program import Program
 from tilus.ir.stmt import Assign, Break, Continue, For, If, InstStmt, Let, Stmt, While
@@ -63,6 +65,7 @@ class _Kernel:
         self.ctx, self.program = ctx, program
         self.name = ctx.names.fresh(program.name)
         self.declared = declarations(program)
+        self.fusions = find_fusions(program)
         self.assigned = _assigned(program.body)
         ctx.not_negative = not_negative_variables(program)
 
@@ -140,8 +143,8 @@ class _Kernel:
     def _statement(self, stmt: Stmt, place: Place) -> None:
         ctx = self.ctx
         match stmt:
-            case InstStmt(out=out, inst=inst):
-                EMITTERS[type(inst)](ctx, stmt, out, inst)
+            case InstStmt():
+                self._instruction(stmt)
             case Let(var=var, value=value):
                 self._let(var, scalar(ctx, value), place)
             case Assign(var=var, value=value):
@@ -159,6 +162,14 @@ class _Kernel:
                 ctx.emit(cpp.Jump("continue"))
             case _:
                 assert_never(stmt)
+
+    def _instruction(self, stmt: InstStmt) -> None:
+        if id(stmt) in self.fusions.absorbed:
+            self.ctx.emit(cpp.Comment("done by the addition that follows"))
+        elif id(stmt) in self.fusions.offsets and isinstance(stmt.out, Tensor):
+            self.ctx.emit(cast_call(self.ctx, stmt.out, *self.fusions.offsets[id(stmt)]))
+        else:
+            EMITTERS[type(stmt.inst)](self.ctx, stmt, stmt.out, stmt.inst)
 
     def _collect(self, body: tuple[Stmt, ...], place: Place, branch: int) -> tuple[cpp.Stmt, ...]:
         with self.ctx.body() as statements:
