@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-
 _AS_IT_STANDS = '!{!"llvm.loop.unroll.disable"}, !{!"llvm.loop.vectorize.enable", i1 false}'
 _UNSPELLABLE = re.compile(r"[^A-Za-z0-9_.]")
 
