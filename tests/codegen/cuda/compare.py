@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,10 @@ from tilus.ir.types import PointerType
 from tilus.passes.pipeline import lower
 from tilus.runtime.grid import grid_function
 from tilus.runtime.nvrtc import compile_cuda
-from tilus.runtime.resources import read_resources
+from tilus.runtime.resources import Resources, read_resources
 
 
+@lru_cache(maxsize=32)
 def lowered(program: Program, arch: str = "sm_80") -> tuple[Program, CudaSource]:
     low = lower(program, target(arch))
     return low, emit(low, target(arch))
@@ -30,18 +32,26 @@ def scalar_of(kind: DataType, value: Any) -> Any:
 
 
 def run_generated(program: Program, args: Sequence[Any], arch: str = "sm_80", *, backwards: bool = False) -> str:
-    """Run a program's CUDA on arrays, in place."""
-    low, source = lowered(program, arch)
+    """Run a program's CUDA on arrays, in place; return what it prints."""
+    return run_lowered(*lowered(program, arch), args, backwards=backwards)
+
+
+def run_lowered(low: Program, source: CudaSource, args: Sequence[Any], *, backwards: bool = False) -> str:
     assert low.num_threads is not None
-    grid = grid_function(program)([a if not isinstance(a, np.ndarray) else 0 for a in args])
-    kinds = [p.var.type for p in program.params]
+    grid = grid_function(low)([a if not isinstance(a, np.ndarray) else 0 for a in args])
+    kinds = [p.var.type for p in low.params]
     values = [a if isinstance(k, PointerType) else scalar_of(k.dtype, a) for k, a in zip(kinds, args, strict=True)]
     return run_kernel(source, low.num_threads, grid, values, backwards=backwards)
 
 
+@lru_cache(maxsize=32)
+def _resources(text: str, arch: str) -> Resources:
+    return read_resources(compile_cuda(text, arch).cubin)
+
+
 def check_machine_code(source: CudaSource, arch: str, *, local_memory: bool = False) -> None:
     """Demand that NVRTC takes the code, and that nothing lies in local memory (but the library's sine keeps some)."""
-    found = read_resources(compile_cuda(source.text, arch).cubin)
+    found = _resources(source.text, arch)
     assert found.spills == 0
     assert found.stack == 0 or local_memory
 
@@ -62,11 +72,12 @@ def compare(
     """
     want = [a.copy() if isinstance(a, np.ndarray) else a for a in args]
     vm.run(program, want)
-    check_machine_code(lowered(program, arch)[1], arch, local_memory=local_memory)
+    low, source = lowered(program, arch)
+    check_machine_code(source, arch, local_memory=local_memory)
     changed = False
     for backwards in (False, True):
         got = [a.copy() if isinstance(a, np.ndarray) else a for a in args]
-        run_generated(program, got, arch, backwards=backwards)
+        run_lowered(low, source, got, backwards=backwards)
         for before, w, g in zip(args, want, got, strict=True):
             if isinstance(w, np.ndarray):
                 changed |= bool((before.view(np.uint8) != w.view(np.uint8)).any())

@@ -28,7 +28,7 @@ def portable(text: str) -> str:
     return "\n".join(line for line in text.splitlines() if not line.startswith("using ")) + "\n"
 
 
-FLAGS = ["-O1", "-std=c++17", "-shared", "-fPIC", "-w", "-fwrapv", "-ffp-contract=off"]
+FLAGS = ["-O0", "-std=c++17", "-shared", "-fPIC", "-w", "-fwrapv", "-ffp-contract=off"]
 
 
 @lru_cache(maxsize=1)

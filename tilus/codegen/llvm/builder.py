@@ -153,8 +153,18 @@ class Builder:
 
     def gep(self, element: str, pointer: Value, index: Value | int) -> Value:
         """Return the address `index` elements after a pointer."""
+        if isinstance(index, int) and index == 0:
+            return pointer
         index = index if isinstance(index, Value) else constant("i64", index)
         return self.value("ptr", f"getelementptr {element}, {pointer}, {index}")
+
+    def entry_gep(self, element: str, pointer: Value, index: int) -> Value:
+        """Return the address `index` elements after a variable, computed in the entry block."""
+        if index == 0:
+            return pointer
+        name = "%" + self.fresh()
+        self.entry.append(f"  {name} = getelementptr {element}, {pointer}, i64 {index}")
+        return Value("ptr", name)
 
     def splat(self, value: Value) -> Value:
         """Return a vector with a scalar in every lane."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from tilus.codegen.llvm import casts
 from tilus.codegen.llvm.builder import Builder, Value, constant, vector
@@ -16,6 +17,10 @@ from tilus.ir.instructions import AllocShared, GlobalView
 from tilus.ir.types import RegisterType
 from tilus.layouts import RegisterLayout
 
+# Vectors of a tile up to which its instructions are unrolled: more than any CPU's 32 registers, because a tile of codes
+# or weights is consumed while it is made.
+LARGEST = 48
+
 
 @dataclass(slots=True)
 class Context:
@@ -27,7 +32,9 @@ class Context:
     scalars : dict
         Address of every scalar variable.
     tiles : dict
-        Addresses of the vectors of every register tensor.
+        Address of the vectors of every register tensor.
+    addresses : dict
+        Address of single vectors.
     views, shared : dict
         The definitions of global views and shared tensors.
     messages : list of str
@@ -40,7 +47,8 @@ class Context:
 
     b: Builder
     scalars: dict[Var, Value] = field(default_factory=dict)
-    tiles: dict[Tensor, list[Value]] = field(default_factory=dict)
+    tiles: dict[Tensor, Value] = field(default_factory=dict)
+    addresses: dict[tuple[Tensor, int], Value] = field(default_factory=dict)
     views: dict[Tensor, GlobalView] = field(default_factory=dict)
     shared: dict[Tensor, AllocShared] = field(default_factory=dict)
     messages: list[str] = field(default_factory=list)
@@ -52,48 +60,109 @@ class Context:
         """Return the vector type of stored elements."""
         return vector(self.b.lanes, storage(dtype))
 
-    def slots(self, t: Tensor) -> list[Value]:
-        """Return the addresses of a tile's vectors, made on first use."""
+    def array(self, t: Tensor) -> Value:
+        """Return the address of a tile's vectors, one after the other.
+
+        LLVM makes variables of them (SROA) if every access is by a constant number. A large tile whose lanes all hold
+        the same is an array of scalars.
+        """
         if t not in self.tiles:
             kind, layout = register(t)
             count = words(kind.dtype, layout.local_size) if is_packed(kind.dtype) else layout.local_size
-            self.tiles[t] = [self.b.alloca(self.lanes(kind.dtype), t.name) for _ in range(count)]
+            self.tiles[t] = self.b.alloca(f"[{count} x {self.held(t)}]", t.name, 64)
         return self.tiles[t]
 
-    def read(self, t: Tensor) -> list[Value]:
-        """Return a tile's stored elements, one vector per local element (codes, for packed types)."""
-        values = self.read_parts(t)
-        for step in self.parts.get(t, ()):
-            values = [self.b.op("fadd", v, butterfly(self.b, v, step)) for v in values]
-        return values
-
-    def read_parts(self, t: Tensor) -> list[Value]:
-        """Return what a tile's vectors hold: the elements, or parts of them."""
+    def in_memory(self, t: Tensor) -> bool:
+        """Whether a tile has more vectors than a CPU has registers for, so that instructions on it are loops."""
         kind, layout = register(t)
-        stored = [self.b.load(self.lanes(kind.dtype), slot) for slot in self.slots(t)]
-        return unpack(self.b, stored, kind.dtype, layout.local_size) if is_packed(kind.dtype) else stored
+        return not is_packed(kind.dtype) and layout.local_size > LARGEST
+
+    def held(self, t: Tensor) -> str:
+        """Return the type that a tile is an array of: vectors, or scalars if it is large and lanes hold the same."""
+        replicated = all(d.dim is None for d in register(t)[1].spatial_digits)
+        if replicated and self.in_memory(t) and t not in self.parts:
+            return storage(t.type.dtype)
+        return self.lanes(t.type.dtype)
+
+    def address(self, t: Tensor, number: Value | int) -> Value:
+        """Return the address of one vector of a tile; those by constant number are made once."""
+        if isinstance(number, Value):
+            return self.b.gep(self.held(t), self.array(t), number)
+        if (t, number) not in self.addresses:
+            self.addresses[t, number] = self.b.entry_gep(self.held(t), self.array(t), number)
+        return self.addresses[t, number]
+
+    def load(self, t: Tensor, number: Value | int) -> Value:
+        """Return one vector of a tile, as it is held: an element, a part of one, or a word of codes."""
+        value = self.b.load(self.held(t), self.address(t, number))
+        return value if value.type.startswith("<") else self.b.splat(value)
+
+    def put(self, t: Tensor, number: Value | int, value: Value) -> None:
+        """Redefine one vector of a tile."""
+        if not self.held(t).startswith("<"):
+            value = self.b.extract(value, 0)
+        self.b.store(value, self.address(t, number))
+
+    def get(self, t: Tensor, number: Value | int, *, parts: bool = False) -> Value:
+        """Return one vector of stored elements, by a number that need not be constant; `parts` if parts will do."""
+        value = self.load(t, number)
+        for step in () if parts else self.parts.get(t, ()):
+            value = self.b.op("fadd", value, butterfly(self.b, value, step))
+        return value
+
+    def read(self, t: Tensor, *, parts: bool = False) -> Elements:
+        """Return a tile's stored elements, one vector per local element (codes, for packed types)."""
+        return Elements(self, t, parts)
 
     def write(self, t: Tensor, elements: Sequence[Value]) -> None:
         """Redefine a tile by its stored elements."""
         dtype = t.type.dtype
-        stored = pack(self.b, elements, dtype) if is_packed(dtype) else elements
-        for value, slot in zip(stored, self.slots(t), strict=True):
-            self.b.store(value, slot)
+        for number, value in enumerate(pack(self.b, elements, dtype) if is_packed(dtype) else elements):
+            self.put(t, number, value)
 
     def read_words(self, t: Tensor) -> list[Value]:
         """Return a tile's bits as 32-bit words per lane."""
-        dtype = t.type.dtype
-        if is_packed(dtype):
-            return [self.b.load(self.lanes(dtype), slot) for slot in self.slots(t)]
-        return to_words(self.b, self.read(t), dtype)
+        kind, layout = register(t)
+        if is_packed(kind.dtype):
+            return [self.load(t, i) for i in range(words(kind.dtype, layout.local_size))]
+        return to_words(self.b, self.read(t), kind.dtype)
 
     def write_words(self, t: Tensor, values: Sequence[Value]) -> None:
         """Redefine a tile by its bits."""
         kind, layout = register(t)
         if not is_packed(kind.dtype):
             values = from_words(self.b, values, kind.dtype, layout.local_size)
-        for value, slot in zip(values, self.slots(t), strict=True):
-            self.b.store(value, slot)
+        for number, value in enumerate(values):
+            self.put(t, number, value)
+
+
+class Elements(Sequence[Value]):
+    """The stored elements of a tile as they are now, each loaded when it is first asked for."""
+
+    def __init__(self, c: Context, t: Tensor, parts: bool) -> None:
+        self._c, self._t, self._parts = c, t, parts
+        self._known: dict[int, Value] = {}
+        self._words: dict[int, Value] = {}
+
+    def __len__(self) -> int:
+        return register(self._t)[1].local_size
+
+    def __getitem__(self, number: Any) -> Any:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        if number not in self._known:
+            dtype = self._t.type.dtype
+            self._known[number] = (
+                code(self._c.b, self._word, dtype, number)
+                if is_packed(dtype)
+                else self._c.get(self._t, number, parts=self._parts)
+            )
+        return self._known[number]
+
+    def _word(self, number: int) -> Value:
+        if number not in self._words:
+            self._words[number] = self._c.load(self._t, number)
+        return self._words[number]
 
 
 def register(t: Tensor) -> tuple[RegisterType, RegisterLayout]:
@@ -106,16 +175,18 @@ def register(t: Tensor) -> tuple[RegisterType, RegisterLayout]:
 
 
 def unpack(b: Builder, stored: Sequence[Value], dtype: DataType, count: int) -> list[Value]:
-    """Return codes from words: a shift and a mask each, two words where a code lies across their border."""
-    n, mask = dtype.nbits, (1 << dtype.nbits) - 1
-    codes = []
-    for i in range(count):
-        word, shift = divmod(i * n, 32)
-        low = b.op("lshr", stored[word], shift) if shift else stored[word]
-        if shift + n > 32:
-            low = b.op("or", low, b.op("shl", stored[word + 1], 32 - shift))
-        codes.append(b.op("and", low, mask) if shift + n != 32 else low)
-    return codes
+    """Return codes from words."""
+    return [code(b, stored.__getitem__, dtype, i) for i in range(count)]
+
+
+def code(b: Builder, word: Callable[[int], Value], dtype: DataType, number: int) -> Value:
+    """Return a code from words: by a shift and a mask, from two words where it lies across their border."""
+    n = dtype.nbits
+    first, shift = divmod(number * n, 32)
+    low = b.op("lshr", word(first), shift) if shift else word(first)
+    if shift + n > 32:
+        low = b.op("or", low, b.op("shl", word(first + 1), 32 - shift))
+    return b.op("and", low, (1 << n) - 1) if shift + n != 32 else low
 
 
 def pack(b: Builder, codes: Sequence[Value], dtype: DataType) -> list[Value]:
@@ -161,7 +232,7 @@ def from_words(b: Builder, stored: Sequence[Value], dtype: DataType, count: int)
 
 def compute_values(c: Context, t: Tensor, *, parts: bool = False) -> list[Value]:
     """Return a tile's elements in their compute type; `parts` if parts of them will do."""
-    return [casts.decode(c.b, t.type.dtype, e) for e in (c.read_parts(t) if parts else c.read(t))]
+    return [casts.decode(c.b, t.type.dtype, e) for e in c.read(t, parts=parts)]
 
 
 def zero(c: Context, dtype: DataType) -> Value:

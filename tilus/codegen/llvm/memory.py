@@ -17,6 +17,7 @@ from tilus.codegen.llvm.builder import Builder, Value, constant, vector
 from tilus.codegen.llvm.context import Context, register
 from tilus.codegen.llvm.expr import index
 from tilus.codegen.llvm.lanes import Table
+from tilus.codegen.llvm.loops import counted
 from tilus.codegen.llvm.types import is_packed, storage
 from tilus.dtypes import DataType
 from tilus.ir.expr import Const, Expr, Tensor
@@ -281,27 +282,59 @@ def read_tile(c: Context, place: Place, out: Tensor, shape: Sequence[int], other
         _copy_in(c, place, shape, copy, strides, other)
 
     pointer, strides, *_ = _meeting(c, place, shape, fill)
-    elements = gather(c.b, memory_type(place.dtype), pointer, strides, index_table(layout))
-    c.write(out, [from_memory(c.b, place.dtype, e) for e in elements])
+    element, table = memory_type(place.dtype), index_table(layout)
+    if not c.in_memory(out):
+        elements = gather(c.b, element, pointer, strides, table)
+        c.write(out, [from_memory(c.b, place.dtype, e) for e in elements])
+        return
+    with _registers(c, out, element, pointer, strides) as (number, base):
+        (e,) = gather(c.b, element, base, strides, table[:, :1])
+        c.put(out, number, from_memory(c.b, place.dtype, e))
 
 
 def write_tile(c: Context, place: Place, tile: Tensor) -> None:
     """Store a register tensor; elements outside are dropped."""
-    kind, layout = register(tile)
-    elements = [to_memory(c.b, place.dtype, e) for e in c.read(tile)]
+    kind, _ = register(tile)
     pointer, strides, whole, copy, dense = _meeting(c, place, kind.shape, lambda *_: None)
-    scatter(c.b, memory_type(place.dtype), pointer, strides, index_table(layout), elements)
+    _write_registers(c, tile, pointer, strides)
     if whole.name != "true":
         with c.b.when(c.b.op("xor", whole, True)):
             _copy_out(c, place, kind.shape, copy, dense)
 
 
+def _write_registers(c: Context, tile: Tensor, pointer: Value, strides: Sequence[Stride]) -> None:
+    """Store the vectors of a tile at `pointer`, all of which is there."""
+    kind, layout = register(tile)
+    element, table = memory_type(kind.dtype), index_table(layout)
+    if not c.in_memory(tile):
+        scatter(c.b, element, pointer, strides, table, [to_memory(c.b, kind.dtype, e) for e in c.read(tile)])
+        return
+    with _registers(c, tile, element, pointer, strides) as (number, base):
+        value = to_memory(c.b, kind.dtype, c.get(tile, number))
+        scatter(c.b, element, base, strides, table[:, :1], [value])
+
+
+@contextmanager
+def _registers(
+    c: Context, t: Tensor, element: str, pointer: Value, strides: Sequence[Stride]
+) -> Iterator[tuple[Value, Value]]:
+    """Loop over the local numbers of a large tile: (number, address of what is in memory for lane 0)."""
+    b, digits = c.b, register(t)[1].local_digits
+    with counted(b, [d.size for d in digits]) as counters:
+        number, place = constant("i64", 0), constant("i64", 0)
+        for counter, digit in zip(counters, digits, strict=True):
+            assert digit.dim is not None
+            number = b.op("add", times(b, number, digit.size), counter)
+            place = b.op("add", place, times(b, times(b, counter, digit.stride), strides[digit.dim]))
+        yield number, b.gep(element, pointer, place)
+
+
 def tile_loop(c: Context, place: Place, tile: Tensor, visit: Callable[[Value, Value], None]) -> None:
     """Call `visit(element number, stored element)` in a loop over the elements of a tile that lie inside."""
-    kind, layout = register(tile)
+    kind, _ = register(tile)
     b, element, dense = c.b, memory_type(place.dtype), _dense_strides(place, kind.shape)
     copy = b.alloca(f"[{kind.numel} x {element}]", "dense", 64)
-    scatter(b, element, copy, list(dense), index_table(layout), [to_memory(b, kind.dtype, e) for e in c.read(tile)])
+    _write_registers(c, tile, copy, list(dense))
     with nest(b, kind.shape) as i:
         at = _at(b, place, i)
         with b.when(_inside(b, place, at, at)):

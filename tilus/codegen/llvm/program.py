@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tilus.codegen.llvm import effects, registers
+from tilus.codegen.llvm import effects, products, registers
 from tilus.codegen.llvm.builder import Builder, Value, constant
 from tilus.codegen.llvm.context import Context
 from tilus.codegen.llvm.expr import condition, scalar
@@ -54,7 +54,7 @@ EMITTERS: dict[type[I.Instruction], Emitter] = {
     I.Transpose: _plain(registers.transpose),
     I.Reshape: _plain(registers.reshape),
     I.Slice: _plain(registers.slice_),
-    I.Dot: _plain(registers.dot),
+    I.Dot: _plain(products.dot),
 }
 
 

@@ -135,7 +135,8 @@ class PackLayout:
 def native_pack(kind: DataType, device: Device) -> PackLayout:
     """Return the order of codes that the kernels of a device read fastest.
 
-    On a GPU a tile is 64 rows, 16 for each of four warps, and as many k as give every thread whole 16-byte vectors.
+    On a GPU a tile is 64 rows, 16 for each of four warps, and as many k as give every thread whole 16-byte vectors: 128
+    for most types, which spreads what a trip of the loop costs besides unpacking over enough weights.
     On a CPU with L lanes a tile is 4 rows of 128: lane l holds k = L i + l, and one vector load fetches a word for
     every lane.
     """
@@ -143,5 +144,5 @@ def native_pack(kind: DataType, device: Device) -> PackLayout:
         lanes = host_target().lanes
         return PackLayout(kind, local(4, 128 // lanes) * spatial(1, lanes), 1)
     elements = 128 // gcd(128, kind.nbits)
-    steps = max(elements // FRAGMENT.local_size, 1)
+    steps = max(elements // FRAGMENT.local_size, 8)
     return PackLayout(kind, local(1, steps) * spatial(WARPS, 1) * FRAGMENT, 4)

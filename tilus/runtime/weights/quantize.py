@@ -173,7 +173,8 @@ def _rounded(scales: np.ndarray, scale_type: DataType) -> np.ndarray:
     if not np.isfinite(rounded).all():
         raise QuantizeError(f"a scale of {scales.max():.3g} does not fit {scale_type}", hint='pass scale_dtype="f32"')
     smallest = scale_type.decode(np.ones(1, scale_type.code_dtype))
-    return np.maximum(rounded, smallest, out=rounded)
+    np.maximum(rounded, smallest, out=rounded)
+    return rounded
 
 
 def _zeros(blocks: np.ndarray, scales: np.ndarray, kind: DataType, zero: ZeroPoint) -> np.ndarray:
