@@ -17,8 +17,8 @@ ROOT = Path(__file__).parent.parent
 MAX_FILE_LINES = 600
 MAX_FUNCTION_LINES = 60
 
-# The arrows: errors <- dtypes <- layouts <- ir <- {lang, passes, vm, codegen} <- runtime <- {kernels, formats} <- cli
-_IR = {"errors", "dtypes", "layouts", "ir"}
+# The arrows: errors <- dtypes <- layouts <- casts <- ir <- {lang, passes, vm, codegen} <- runtime <- {kernels, formats} <- cli
+_IR = {"errors", "dtypes", "layouts", "casts", "ir"}
 _RUNTIME = _IR | {"lang", "passes", "vm", "codegen", "simt"}
 _LIBRARY = _RUNTIME | {"runtime"}
 _FACE = _LIBRARY | {"kernels", "formats", "cli", "demo", "tilus"}
@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "errors": set(),
     "dtypes": {"errors"},
     "layouts": {"errors", "dtypes"},
+    "casts": {"errors", "dtypes", "layouts"},
     "ir": {"errors", "dtypes", "layouts"},
     "lang": _IR,
     "passes": _IR,

@@ -49,6 +49,10 @@ shape=(4, 8), dims=(0, 1), other=-inf) : ld.global "because of \\"this\\""
   c: register[f32, (8,)] = cast(x=r, dtype=f32)
   v: register[u3, (8,), local(8)] = full(value=1_u3, shape=(8,))
   v = view(x=v, dtype=u3, layout=local(8))
+  h: register[u32, (1,), local(1)] = full(value=1_u32, shape=(1,))
+  z: register[u4, (8,), local(8)] = view(x=h, dtype=u4, layout=local(8), bits=bits(4, 16, "ddddccccbbbbaaaa", units=1))
+  y: register[f16, (4,), local(4)] = unpack(x=h, source=i8, dtype=f16, layout=local(4), \
+bits=bits(8, 16, "bbbbbbbbaaaaaaaa", units=1, flipped=0x80), form="subnormal", positions=(0, 0))
   v = convert_layout(x=v, layout=local(8)) : none
   c = elementwise(op="add", args=(c, eps))
   d: register[f32, (1,)] = reduce(x=c, op="sum", dim=0, keepdims=true)

@@ -137,7 +137,7 @@ PLANTED: list[tuple[str, Callable[[], Program], str]] = [
     ("transpose", lambda: relaid(SHAPED, "turned", _other(SHAPED, "turned")), "its operand gives"),
     ("reshape", lambda: relaid(SHAPED, "flat", _other(SHAPED, "flat")), "its operand gives"),
     ("slice", lambda: relaid(SHAPED, "half", spatial(8, 4) * local(1, 8)), "lie in other threads"),
-    ("view", lambda: relaid(SHAPED, "codes", _other(SHAPED, "codes")), "view says"),
+    ("view", lambda: relaid(SHAPED, "codes", _other(SHAPED, "codes")), "the instruction says"),
     ("dot accumulator", lambda: relaid(MATMUL, "acc", _other(MATMUL, "acc")), "are not the fragments"),
     ("dot operand", lambda: relaid(MATMUL, "x", _other(MATMUL, "x")), "are not the fragments"),
     ("dot atom", lambda: selecting(MATMUL, Dot, atom="fma"), "do not hold what they multiply"),

@@ -29,7 +29,7 @@ from tilus.ir.stmt import Assign, Break, Continue, For, If, InstStmt, Let, Selec
 from tilus.ir.tokens import Source, Token
 from tilus.ir.types import GlobalType, PointerType, RegisterType, ScalarType, SharedType, Type
 from tilus.ir.words import RESERVED
-from tilus.layouts import RegisterLayout, SharedLayout, parse_shared
+from tilus.layouts import BitLayout, RegisterLayout, SharedLayout, parse_bits, parse_shared
 from tilus.layouts import parse as parse_register
 
 _T = TypeVar("_T")
@@ -382,6 +382,9 @@ class _Reader:
     def shared_layout(self) -> SharedLayout:
         return self.layout(parse_shared)
 
+    def bit_layout(self) -> BitLayout:
+        return self.layout(parse_bits)
+
     def layout(self, read: Callable[[str], _T]) -> _T:
         """Hand the text up to the end of this field to the layouts' own parser."""
         start, depth = self.peek(), 0
@@ -490,5 +493,7 @@ _VALUES: dict[Any, Callable[[_Reader], Any]] = {
     str: _Reader.string,
     DataType: _Reader.dtype,
     RegisterLayout: _Reader.register_layout,
+    BitLayout: _Reader.bit_layout,
+    BitLayout | None: _Reader.bit_layout,
     SharedLayout: _Reader.shared_layout,
 }

@@ -175,10 +175,13 @@ def _selected(selected: Selected) -> str:
 
 
 def inst_text(inst: Instruction, names: Names) -> str:
-    """Return `name(field=value, ...)`."""
-    kinds = field_kinds(type(inst))
-    values = (float(v) if kinds[n] is float else v for n, v in ((n, getattr(inst, n)) for n in kinds))
-    fields = (f"{name}={value_text(value, names)}" for name, value in zip(kinds, values, strict=True))
+    """Return `name(field=value, ...)`, without fields that are None."""
+    given = ((name, kind, getattr(inst, name)) for name, kind in field_kinds(type(inst)).items())
+    fields = (
+        f"{name}={value_text(float(value) if kind is float else value, names)}"
+        for name, kind, value in given
+        if value is not None
+    )
     return f"{INSTRUCTIONS[type(inst)].name}({', '.join(fields)})"
 
 

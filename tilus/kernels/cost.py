@@ -90,7 +90,7 @@ def matmul_cost(form: WeightFormat, activation: DataType, scale: DataType, *, bm
     target : str
         `sm_80` and so on.
     """
-    form = replace(form, pack=native_pack(form.dtype, "cuda"))
+    form = replace(form, pack=native_pack(form.dtype, "cuda", activation))
     values = constants(form, activation, scale, bm, bias=True)
     return MatmulCost(quantized_matmul.compile(target=target, multiples=PROMISES, **values), form)
 

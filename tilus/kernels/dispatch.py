@@ -15,7 +15,7 @@ from tilus.kernels.configure import LARGEST_BATCH_TILE, compute_dtype, constants
 from tilus.kernels.programs import quantized_matmul
 from tilus.runtime.arguments import element_type, is_torch
 from tilus.runtime.kernel import BoundKernel
-from tilus.runtime.weights.packing import Device, native_pack
+from tilus.runtime.weights.packing import Device, native_packs
 from tilus.runtime.weights.weight import QuantizedWeight, WeightFormat
 
 ACTIVATIONS = ("f16", "bf16", "f32")
@@ -87,10 +87,10 @@ def _kernel(form: WeightFormat, device: Device, activation: Any, scale: Any, m: 
     x_type, scale_type = element_type(activation), element_type(scale)
     assert x_type is not None, "check_operands ran"
     assert scale_type is not None, "check_operands ran"
-    native = native_pack(form.dtype, device)
-    if form.pack != native:
+    native = native_packs(form.dtype, device)
+    if form.pack not in native:
         raise LaunchError(
-            f"the words are packed as {form.pack}, this machine's kernels for {device} read {native}",
+            f"the words are packed as {form.pack}, this machine's kernels for {device} read {native[0]}",
             hint="QuantizedWeight.packed_for repacks them",
         )
     bm = rows_per_block(m, device, compute_dtype(form.dtype, x_type))

@@ -10,7 +10,7 @@ import torch
 from tilus.dtypes import DataType
 from tilus.errors import LaunchError
 from tilus.kernels import torch_ops  # noqa: F401  registers torch.ops.tilus
-from tilus.runtime.weights.packing import PackLayout, native_pack
+from tilus.runtime.weights.packing import PackLayout, native_pack, native_packs
 from tilus.runtime.weights.quantize import quantize
 from tilus.runtime.weights.weight import QuantizedWeight, WeightFormat
 
@@ -76,7 +76,9 @@ class QuantLinear(torch.nn.Module):
             self.scales = scales.to(self.scales.device)
         kind = self.words.device.type
         if kind != place and kind in ("cpu", "cuda"):
-            self._repack(native_pack(self.weight.dtype, kind))
+            dtype = self.weight.dtype
+            if self.weight.format.pack not in native_packs(dtype, kind):
+                self._repack(native_pack(dtype, kind, self.weight_dtype))
         return self
 
     def _repack(self, pack: PackLayout) -> None:

@@ -11,7 +11,7 @@ from tilus.errors import DTypeError, TilusError
 from tilus.ir.expr import Expr
 from tilus.lang.arithmetic import expression
 from tilus.lang.values import Pointer, Scalar, SharedTile, Tile, Value, View, describe, is_runtime
-from tilus.layouts import RegisterLayout
+from tilus.layouts import BitLayout, RegisterLayout
 
 MAX_ELEMENTS = 1 << 24  # far beyond what a block's registers or shared memory hold
 
@@ -85,6 +85,13 @@ def a_layout(value: Value, parameter: str) -> RegisterLayout:
     """Return the argument if it is a register layout."""
     if not isinstance(value, RegisterLayout):
         raise expected(parameter, "a register layout", value, "for instance spatial(8, 4).local(1, 2)")
+    return value
+
+
+def a_bit_layout(value: Value, parameter: str) -> BitLayout:
+    """Return the argument if it is a bit layout."""
+    if not isinstance(value, BitLayout):
+        raise expected(parameter, "a bit layout", value, "for instance parse_bits('bits(8, 16, \"bbbbbbbbaaaaaaaa\")')")
     return value
 
 

@@ -23,6 +23,7 @@ from tilus.ir.instructions import (
 from tilus.ir.operators import OPERATORS
 from tilus.lang.arguments import (
     ArgumentError,
+    a_bit_layout,
     a_dim,
     a_dtype,
     a_flag,
@@ -162,15 +163,19 @@ def slice_tile(b: Builder, x: Value, offset: Value, shape: Value) -> Tile:
 
 
 @function()
-def view(b: Builder, x: Value, dtype: Value, layout: Value) -> Tile:
-    """Reinterpret each thread's bits as elements of another type in another layout: free."""
+def view(b: Builder, x: Value, dtype: Value, layout: Value, bits: Value = None) -> Tile:
+    """Reinterpret each thread's bits as elements of another type in another layout: free.
+
+    Local element i of n bits is bits [i*n, (i+1)*n), or lies where a bit layout says.
+    """
     tile, kind, new = a_tile(x, "x"), an_element_dtype(dtype, "dtype"), a_layout(layout, "layout")
+    places = None if bits is None else a_bit_layout(bits, "bits")
     old = b.layouts.get(tile.tensor)
     if old is not None:
         # `annotate` came after the definition: check as if it had not.
         known = replace(tile.tensor, type=replace(tile.type, layout=old))
-        result_type(View(known, kind, new))
-    return b.tile(View(tile.tensor, kind, new, loc=b.loc), new)
+        result_type(View(known, kind, new, places))
+    return b.tile(View(tile.tensor, kind, new, places, loc=b.loc), new)
 
 
 @function()

@@ -1,6 +1,7 @@
 """Layouts: which thread, register or address holds which element, and their algebra."""
 
 from tilus.layouts.banks import Access, BankReport, bank_conflicts, best_swizzle, ldmatrix_conflicts
+from tilus.layouts.bits import BitLayout, bit_table, dense_bits, parse_bits
 from tilus.layouts.conversion import (
     Conversion,
     RegisterMoves,
@@ -42,6 +43,7 @@ from tilus.layouts.shared import (
 __all__ = [
     "Access",
     "BankReport",
+    "BitLayout",
     "Conversion",
     "Digit",
     "GlobalLayout",
@@ -59,11 +61,13 @@ __all__ = [
     "auto_local_spatial",
     "bank_conflicts",
     "best_swizzle",
+    "bit_table",
     "classify_conversion",
     "column_local",
     "column_major",
     "column_spatial",
     "concat",
+    "dense_bits",
     "flat_index_table",
     "gather",
     "global_column_major",
@@ -75,6 +79,7 @@ __all__ = [
     "locate_table",
     "offset_table",
     "parse",
+    "parse_bits",
     "parse_shared",
     "plan_conversion",
     "plan_scratch",

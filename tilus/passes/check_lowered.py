@@ -33,6 +33,7 @@ from tilus.ir.instructions import (
     StoreGlobal,
     StoreShared,
     Transpose,
+    Unpack,
     View,
 )
 from tilus.ir.program import Program
@@ -174,9 +175,9 @@ def _slice(inst: Slice, stmt: InstStmt, context: _Context) -> Iterator[str]:
         yield f"some elements of the result {_out(stmt)} lie in other threads of {layout_of(inst.x)}"
 
 
-def _view(inst: View, stmt: InstStmt, context: _Context) -> Iterator[str]:
+def _view(inst: View | Unpack, stmt: InstStmt, context: _Context) -> Iterator[str]:
     if _out(stmt) != inst.layout:
-        yield f"the result has layout {_out(stmt)}, view says {inst.layout}"
+        yield f"the result has layout {_out(stmt)}, the instruction says {inst.layout}"
 
 
 def _dot(inst: Dot, stmt: InstStmt, context: _Context) -> Iterator[str]:
@@ -273,6 +274,7 @@ _RULES: dict[type[Instruction], Callable[[Any, InstStmt, _Context], Iterator[str
     Reshape: _derived(lambda inst, x: x.reshape(inst.shape)),
     Slice: _slice,
     View: _view,
+    Unpack: _view,
     Dot: _dot,
     ConvertLayout: _convert,
     LoadGlobal: _global,

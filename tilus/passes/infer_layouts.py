@@ -31,6 +31,7 @@ from tilus.ir.instructions import (
     Reduce,
     StoreGlobal,
     StoreShared,
+    Unpack,
     View,
 )
 from tilus.ir.node import Node, children
@@ -147,9 +148,10 @@ class _Solver:
 
     def check_view(self, stmt: InstStmt) -> None:
         """Refuse a view whose operand has no layout by now: what it means would be a matter of our choice."""
-        if not isinstance(stmt.inst, View):
+        if not isinstance(stmt.inst, View | Unpack):
             return
         x, inst = stmt.inst.x, stmt.inst
+        kind = inst.dtype if isinstance(inst, View) else inst.source
         layout = self.known.get(x)
         if layout is None:
             raise LayoutInferenceError(
@@ -157,7 +159,7 @@ class _Solver:
                 loc=stmt.loc or inst.loc,
                 hint=f"give {x.name!r} a layout where it is made: load_global(..., layout=...)",
             )
-        have, want = layout.local_size * register_type(x).dtype.nbits, inst.layout.local_size * inst.dtype.nbits
+        have, want = layout.local_size * register_type(x).dtype.nbits, inst.layout.local_size * kind.nbits
         if have != want:
             raise LayoutInferenceError(
                 f"view must keep the bits of every thread: {x.name!r} has {have} in each, the result has {want}",

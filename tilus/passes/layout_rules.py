@@ -40,6 +40,7 @@ from tilus.ir.instructions import (
     StoreShared,
     Sync,
     Transpose,
+    Unpack,
     View,
     WaitGroup,
 )
@@ -287,7 +288,7 @@ def _choose_slice(
 
 
 def _choose_view(
-    inst: View, operands: Sequence[RegisterLayout], out: RegisterLayout | None, machine: Machine
+    inst: View | Unpack, operands: Sequence[RegisterLayout], out: RegisterLayout | None, machine: Machine
 ) -> list[Choice]:
     return [Choice(tuple(operands), inst.layout)]
 
@@ -399,6 +400,7 @@ LAYOUT_RULES: dict[type[Instruction], LayoutRule] = {
     Reshape: LayoutRule(_spread_reshape, _choose_reshape),
     Slice: LayoutRule(_spread_slice, _choose_slice),
     View: LayoutRule(_nothing_follows, _choose_view),
+    Unpack: LayoutRule(_nothing_follows, _choose_view),
     ConvertLayout: LayoutRule(_nothing_follows, _choose_convert),
     Dot: LayoutRule(_nothing_follows, _choose_dot),
 }

@@ -8,6 +8,7 @@ from typing import TypeAlias
 from tilus.ir.program import Program
 from tilus.ir.target import Target
 from tilus.ir.verify import verify
+from tilus.passes.absorb_casts import absorb_casts
 from tilus.passes.check_lowered import check_lowered
 from tilus.passes.infer_layouts import infer_layouts
 from tilus.passes.infer_shared import infer_shared
@@ -20,8 +21,8 @@ Hook: TypeAlias = Callable[[str, Program], None]
 
 
 def pipeline(target: Target) -> tuple[Pass, ...]:
-    """Return the passes for a target; every target takes the same ones."""
-    return (simplify, infer_layouts, infer_shared, select, plan_shared, check_lowered)
+    """Return the passes for a target; every target takes the same ones: what one has no use for changes nothing."""
+    return (simplify, absorb_casts, infer_layouts, infer_shared, select, plan_shared, check_lowered)
 
 
 def lower(program: Program, target: Target, *, hook: Hook | None = None) -> Program:

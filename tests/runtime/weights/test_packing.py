@@ -24,11 +24,12 @@ def brute(pack, codes):
         for thread, slot in np.ndindex(pack.fragment.num_threads, pack.fragment.local_size):
             row, column = pack.fragment(thread, slot)
             row, column = tile_n * height + row, tile_k * width + column
-            if row >= n or column >= k:
-                continue
+            code = int(codes[row, column]) if row < n and column < k else 0
+            if pack.bits is not None:
+                code ^= pack.bits.flipped
             for bit in range(bits):
-                word, place = divmod(slot * bits + bit, 32)
-                value = (int(codes[row, column]) >> bit & 1) << place
+                word, place = pack.bits.locate(slot, bit) if pack.bits else divmod(slot * bits + bit, 32)
+                value = (code >> bit & 1) << place
                 words[tile_n, tile_k, word // pack.vector, thread, word % pack.vector] |= np.uint64(value)
     return words.astype(np.uint32)
 

@@ -14,7 +14,7 @@ from tilus.errors import CodegenError, InternalError
 from tilus.ir.expr import Tensor, Var
 from tilus.ir.target import Target
 from tilus.ir.types import RegisterType, SharedType
-from tilus.layouts import RegisterLayout, SharedLayout
+from tilus.layouts import BitLayout, RegisterLayout, SharedLayout
 
 SCRATCH_ALIGNMENT = 16
 # Words of C++ and of CUDA, and names that generated code uses itself.
@@ -90,6 +90,7 @@ class Context:
         self.not_negative: frozenset[Var] = frozenset()
         self.functions: dict[str, cpp.Function] = {}
         self.tables: dict[str, cpp.Table] = {}
+        self.bit_layouts: dict[tuple[BitLayout, tuple[int, ...]], int] = {}
         self.digits: dict[tuple[int, int], str] = {}
         self.scratch_offset = -(-shared_bytes // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT
         self.scratch_bytes = 0

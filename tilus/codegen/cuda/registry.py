@@ -15,6 +15,7 @@ from tilus.codegen.cuda import (
     emit_reduce,
     emit_registers,
     emit_shared,
+    emit_unpack,
 )
 from tilus.codegen.cuda.context import Context
 from tilus.ir import instructions as I
@@ -39,7 +40,8 @@ EMITTERS: dict[type[I.Instruction], Emitter] = {
     I.Arange: emit_registers.arange,
     I.Copy: emit_registers.copy,
     I.Cast: emit_registers.cast,
-    I.View: emit_registers.same_registers,
+    I.View: emit_unpack.view,
+    I.Unpack: emit_unpack.unpack,
     I.Transpose: emit_registers.same_registers,
     I.Reshape: emit_registers.same_registers,
     I.Slice: emit_registers.slice_,

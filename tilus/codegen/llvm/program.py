@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tilus.codegen.llvm import effects, products, registers
+from tilus.codegen.llvm import bits, effects, products, registers
 from tilus.codegen.llvm.builder import Builder, Value, constant
 from tilus.codegen.llvm.context import Context
 from tilus.codegen.llvm.expr import condition, scalar
@@ -47,7 +47,8 @@ EMITTERS: dict[type[I.Instruction], Emitter] = {
     I.Arange: _plain(registers.arange),
     I.Copy: _plain(registers.copy),
     I.Cast: _plain(registers.cast),
-    I.View: _plain(registers.view),
+    I.View: _plain(bits.view),
+    I.Unpack: _plain(bits.unpack),
     I.ConvertLayout: _plain(registers.convert_layout),
     I.Elementwise: _plain(registers.elementwise),
     I.Reduce: _plain(registers.reduce),

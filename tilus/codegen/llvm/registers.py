@@ -25,7 +25,6 @@ from tilus.ir.instructions import (
     Reshape,
     Slice,
     Transpose,
-    View,
 )
 from tilus.layouts import flat_index_table, index_table
 
@@ -54,11 +53,6 @@ def cast(c: Context, out: Tensor, inst: Cast) -> None:
     """Convert vector by vector."""
     x = operand(inst.x, index_table(register(out)[1]))
     define(c, out, [x], lambda e: casts.cast(c.b, inst.x.type.dtype, inst.dtype, e))
-
-
-def view(c: Context, out: Tensor, inst: View) -> None:
-    """Keep the bits; nothing is moved between 32-bit words."""
-    c.write_words(out, c.read_words(inst.x))
 
 
 def _moved(c: Context, out: Tensor, x: Tensor, wanted: Table) -> None:

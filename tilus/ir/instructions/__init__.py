@@ -30,6 +30,7 @@ from tilus.ir.instructions.register import (
     Reshape,
     Slice,
     Transpose,
+    Unpack,
     View,
     broadcast_shapes,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "StoreShared",
     "Sync",
     "Transpose",
+    "Unpack",
     "View",
     "WaitGroup",
     "broadcast_shapes",

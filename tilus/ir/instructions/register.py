@@ -13,7 +13,7 @@ from tilus.ir.instructions.base import Instruction, instruction
 from tilus.ir.instructions.memory import register_type, require
 from tilus.ir.operators import OPERATORS
 from tilus.ir.types import RegisterType
-from tilus.layouts import RegisterLayout
+from tilus.layouts import BitLayout, RegisterLayout
 
 REDUCTIONS = ("sum", "max", "min")
 
@@ -85,17 +85,65 @@ def _view(i: View) -> RegisterType:
             f"view must keep threads and bits per thread: {x.layout.num_threads} threads with {x.layout.local_size} "
             f"{x.dtype} each became {i.layout.num_threads} threads with {i.layout.local_size} {i.dtype} each",
         )
+    if i.bits is not None:
+        _check_bits(i.bits, i.dtype, i.layout)
     return RegisterType(i.dtype, tuple(i.layout.shape), i.layout)
+
+
+def _check_bits(bits: BitLayout, dtype: DataType, layout: RegisterLayout) -> None:
+    require(
+        bits.nbits == dtype.nbits and bits.num_elements == layout.local_size,
+        f"{bits} places {bits.num_elements} codes of {bits.nbits} bits in each thread, the result has "
+        f"{layout.local_size} {dtype}",
+    )
 
 
 @instruction("view", "register", result=_view)
 @dataclass(frozen=True, slots=True)
 class View(Instruction):
-    """Reinterpret each thread's bits: local element i of n-bit elements is bits [i*n, (i+1)*n). Costs nothing."""
+    """Reinterpret each thread's bits: local element i of n-bit elements is bits [i*n, (i+1)*n). Costs nothing.
+
+    With a bit layout, local element i is the code that has its bits where that says.
+    """
 
     x: Tensor
     dtype: DataType
     layout: RegisterLayout
+    bits: BitLayout | None = None
+
+
+def _unpack(i: Unpack) -> RegisterType:
+    x = register_type(i.x)
+    _check_bits(i.bits, i.source, i.layout)
+    if x.layout is not None:
+        have, want = x.layout.local_size * x.dtype.nbits, i.layout.local_size * i.source.nbits
+        require(
+            x.layout.num_threads == i.layout.num_threads and have == want,
+            f"the codes take {want} bits in each of {i.layout.num_threads} threads, {i.x.name} has {have} in each of "
+            f"{x.layout.num_threads}",
+        )
+    slots = 0 if i.form == "value" else i.bits.num_slots
+    require(len(i.positions) == slots, f"{i.bits} needs {slots} positions for form {i.form!r}, got {len(i.positions)}")
+    return RegisterType(i.dtype, tuple(i.layout.shape), i.layout)
+
+
+@instruction("unpack", "register", result=_unpack)
+@dataclass(frozen=True, slots=True)
+class Unpack(Instruction):
+    """Spell codes of type `source`, which lie as `bits` says, in another type: values, or numbers related to them.
+
+    With form "value" it is a view and a cast. The other forms are those of `tilus.casts`: what comes out is the number
+    whose pattern in the wider type holds the code's bits from `positions[slot]` on. Its value is a multiple of that
+    number plus a constant, both known at compile time, which what follows takes into account.
+    """
+
+    x: Tensor
+    source: DataType
+    dtype: DataType
+    layout: RegisterLayout
+    bits: BitLayout
+    form: str
+    positions: tuple[int, ...] = ()
 
 
 def _convert_layout(i: ConvertLayout) -> RegisterType:

@@ -109,7 +109,7 @@ def quantized_matmul(
             packed = load_shared(sw, offset=(t % STAGES, 0, 0, 0), shape=words.shape, layout=words)
         else:
             packed = load_global(gw, offset=(tile_n, t, 0, 0, 0), shape=words.shape, layout=words)
-        codes = view(packed, WT, PACK.fragment)
+        codes = view(packed, WT, PACK.fragment, PACK.bits)
         for j in static_range(BK // STEP):
             start = t * BK + j * STEP
             if STAGES:

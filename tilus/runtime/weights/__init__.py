@@ -1,7 +1,7 @@
 """Quantized weights: packed orders, quantization, and the pair of numbers and description that kernels take."""
 
-from tilus.runtime.weights.packing import Device, PackLayout, native_pack
+from tilus.runtime.weights.packing import Device, PackLayout, native_pack, native_packs
 from tilus.runtime.weights.quantize import quantize
 from tilus.runtime.weights.weight import QuantizedWeight, WeightFormat
 
-__all__ = ["Device", "PackLayout", "QuantizedWeight", "WeightFormat", "native_pack", "quantize"]
+__all__ = ["Device", "PackLayout", "QuantizedWeight", "WeightFormat", "native_pack", "native_packs", "quantize"]

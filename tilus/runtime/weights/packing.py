@@ -1,10 +1,11 @@
 """The packed order of a weight matrix, as one layout expression from the whole matrix down to the bit.
 
-A weight `[N, K]` is cut into tiles of the shape of a *fragment*, a register layout `(thread, local) -> (n, k)`. Every
-thread's codes form a little-endian bit stream in the order of its local elements; the stream is cut into vectors of
-`vector` 32-bit words, and a tile stores vector 0 of all threads, then vector 1, and so on. In memory::
+A weight `[N, K]` is cut into tiles of the shape of a *fragment*, a register layout `(thread, local) -> (n, k)`. Where
+the bits of every thread's codes lie in its 32-bit words is said by a *bit layout*; without one they are a little-endian
+bit stream in the order of its local elements. The words are cut into vectors of `vector`, and a tile stores vector 0 of
+all threads, then vector 1, and so on. In memory::
 
-    words[tile_n, tile_k, stream word // vector, thread, stream word % vector]
+    words[tile_n, tile_k, word // vector, thread, word % vector]
 
 So a thread reads its registers' contents in whole vectors, threads side by side, and `view` gives codes in the
 fragment's layout: there is nothing to shuffle at run time. Codes beyond N or K are 0.
@@ -14,16 +15,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from math import gcd
+from math import gcd, prod
 from typing import Literal, TypeAlias
 
 import numpy as np
 
-from tilus.dtypes import DataType
+from tilus.casts import best_unpacking
+from tilus.dtypes import DataType, bf16, f16
 from tilus.errors import LayoutError
 from tilus.ir.parser import parse_dtype
 from tilus.ir.types import dtype_text
-from tilus.layouts import RegisterLayout, column_local, index_table, local, parse, spatial
+from tilus.layouts import BitLayout, RegisterLayout, column_local, index_table, local, parse, parse_bits, spatial
 from tilus.runtime.targets import host_target
 
 Device: TypeAlias = Literal["cuda", "cpu"]
@@ -32,6 +34,7 @@ Device: TypeAlias = Literal["cuda", "cpu"]
 FRAGMENT = column_local(2, 2) * spatial(8, 4) * local(1, 2)
 WARPS = 4
 WARP = 32
+_BITS = " | bits("  # between a name that may hold anything and the bit layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +49,14 @@ class PackLayout:
         A tile, two-dimensional: (n, k).
     vector : int
         32-bit words a thread reads at once: 4 for 16-byte accesses.
+    bits : BitLayout, optional
+        Where in a thread's words its codes have their bits; as a little-endian stream, if there is none.
     """
 
     dtype: DataType
     fragment: RegisterLayout
     vector: int
+    bits: BitLayout | None = None
 
     def __post_init__(self) -> None:
         bits = self.fragment.local_size * self.dtype.nbits
@@ -60,6 +66,9 @@ class PackLayout:
                 f"{self.vector} words of 32 bits",
                 hint="use a larger tile",
             )
+        places = self.bits
+        if places is not None and (places.nbits, places.num_elements) != (self.dtype.nbits, self.fragment.local_size):
+            raise LayoutError(f"{places} does not place {self.fragment.local_size} codes of {self.dtype}")
 
     @property
     def device(self) -> Device:
@@ -84,15 +93,18 @@ class PackLayout:
         return local(self.vectors, 1, 1) * spatial(1, threads, 1) * local(1, 1, self.vector)
 
     def __str__(self) -> str:
-        return f"{dtype_text(self.dtype)} | {self.fragment} | {self.vector}"
+        places = "" if self.bits is None else f" | {self.bits}"
+        return f"{dtype_text(self.dtype)} | {self.fragment} | {self.vector}{places}"
 
     @staticmethod
     def parse(text: str) -> PackLayout:
         """Read what `str` wrote."""
-        parts = [part.strip() for part in text.rsplit("|", 2)]
+        head, mark, places = text.rpartition(_BITS)
+        parts = [part.strip() for part in (head or text).rsplit("|", 2)]
         if len(parts) != 3 or not parts[2].isdigit():
-            raise LayoutError(f"expected 'type | layout | words', got {text!r}")
-        return PackLayout(parse_dtype(parts[0]), parse(parts[1]), int(parts[2]))
+            raise LayoutError(f"expected 'type | layout | words' or 'type | layout | words | bits', got {text!r}")
+        bits = parse_bits("bits(" + places) if mark else None
+        return PackLayout(parse_dtype(parts[0]), parse(parts[1]), int(parts[2]), bits)
 
     def grid(self, n: int, k: int) -> tuple[int, int]:
         """Return the number of tiles along N and K."""
@@ -112,7 +124,10 @@ class PackLayout:
         tiles = padded.reshape(tiles_n, height, tiles_k, width).swapaxes(1, 2)
         index = index_table(self.fragment)
         streams = tiles[:, :, index[..., 0], index[..., 1]]
-        words = np.frombuffer(self.dtype.pack(streams.ravel()), np.uint32)
+        if self.bits is not None:
+            words = self.bits.pack(streams)
+        else:
+            words = np.frombuffer(self.dtype.pack(streams.ravel()), np.uint32)
         blocked = words.reshape(tiles_n, tiles_k, self.fragment.num_threads, self.vectors, self.vector)
         return np.ascontiguousarray(blocked.swapaxes(2, 3))
 
@@ -122,8 +137,11 @@ class PackLayout:
         height, width = self.tile
         threads, locals_ = self.fragment.num_threads, self.fragment.local_size
         stream = np.ascontiguousarray(words.reshape(self.packed_shape(n, k)).swapaxes(2, 3))
-        count = tiles_n * tiles_k * threads * locals_
-        codes = self.dtype.unpack(stream.view(np.uint8).ravel(), count).reshape(tiles_n, tiles_k, threads, locals_)
+        shape = tiles_n, tiles_k, threads, locals_
+        if self.bits is not None:
+            codes = self.bits.unpack(stream.reshape(*shape[:3], self.bits.num_words))
+        else:
+            codes = self.dtype.unpack(stream.view(np.uint8).ravel(), prod(shape)).reshape(shape)
         index = index_table(self.fragment)
         tiles = np.empty((tiles_n, tiles_k, height, width), codes.dtype)
         tiles[:, :, index[..., 0], index[..., 1]] = codes
@@ -132,8 +150,10 @@ class PackLayout:
 
 
 @cache
-def native_pack(kind: DataType, device: Device) -> PackLayout:
-    """Return the order of codes that the kernels of a device read fastest.
+def native_pack(kind: DataType, device: Device, activation: DataType = f16) -> PackLayout:
+    """Return the order of codes that the kernels of a device read fastest, for activations of a type.
+
+    Kernels for other activations read it too: the bit layout is one that unpacks fastest to f16, or to bf16.
 
     On a GPU a tile is 64 rows, 16 for each of four warps, and as many k as give every thread whole 16-byte vectors: 128
     for most types, which spreads what a trip of the loop costs besides unpacking over enough weights.
@@ -145,4 +165,19 @@ def native_pack(kind: DataType, device: Device) -> PackLayout:
         return PackLayout(kind, local(4, 128 // lanes) * spatial(1, lanes), 1)
     elements = 128 // gcd(128, kind.nbits)
     steps = max(elements // FRAGMENT.local_size, 8)
-    return PackLayout(kind, local(1, steps) * spatial(WARPS, 1) * FRAGMENT, 4)
+    fragment = local(1, steps) * spatial(WARPS, 1) * FRAGMENT
+    return PackLayout(kind, fragment, 4, _bits(kind, activation, fragment.local_size))
+
+
+@cache
+def native_packs(kind: DataType, device: Device) -> tuple[PackLayout, ...]:
+    """Return all orders that the kernels of a device are made for, one for each type of activations."""
+    return tuple(dict.fromkeys(native_pack(kind, device, activation) for activation in (f16, bf16)))
+
+
+def _bits(kind: DataType, activation: DataType, elements: int) -> BitLayout | None:
+    """Return where the bits of a thread's codes lie: None for types whose codes are looked up in tables."""
+    wanted = [bf16, f16] if activation == bf16 else [f16, bf16]  # bf16 holds exponents that f16 does not
+    found = (best_unpacking(kind, target) for target in wanted)
+    best = next((unpacking for unpacking in found if unpacking is not None), None)
+    return None if best is None else best.bits.repeated(elements // (best.bits.num_slots * best.bits.lanes))

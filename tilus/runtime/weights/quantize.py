@@ -64,7 +64,7 @@ def quantize(
     if scale_type.name not in FLOATS[:3]:
         raise QuantizeError(f"scale_dtype must be f16, bf16 or f32, got {scale_type}")
     codes, scales, zeros = _quantize_rows(source, kind, int(group_size), zero, scale_type)
-    pack = native_pack(kind, "cuda" if given.device.startswith("cuda") else "cpu")
+    pack = native_pack(kind, "cuda" if given.device.startswith("cuda") else "cpu", given.dtype)
     return QuantizedWeight(
         WeightFormat(pack, int(group_size), zero),
         (source.shape[0], source.shape[1]),

@@ -11,7 +11,7 @@ import numpy as np
 from tilus.dtypes import DataType, dtype
 from tilus.errors import QuantizeError
 from tilus.runtime.arguments import DTYPES, as_numpy, is_torch
-from tilus.runtime.weights.packing import Device, PackLayout, native_pack
+from tilus.runtime.weights.packing import Device, PackLayout, native_pack, native_packs
 
 ZeroPoint = Literal["none", "half", "tensor"]
 
@@ -137,9 +137,10 @@ class QuantizedWeight:
         return np.repeat(host(per_group).astype(np.float64).T, size, axis=1)[:, :k]
 
     def packed_for(self, device: Device) -> QuantizedWeight:
-        """Return the weight in the order that the kernels of a device read; repacked once, then remembered."""
+        """Return the weight in an order that the kernels of a device read; repacked once, then remembered."""
         if device not in self._packed:
-            self._packed[device] = self.repack(native_pack(self.dtype, device))
+            fits = self.format.pack in native_packs(self.dtype, device)
+            self._packed[device] = self if fits else self.repack(native_pack(self.dtype, device, self.weight_dtype))
         return self._packed[device]
 
     @cached_property

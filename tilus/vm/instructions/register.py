@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tilus.casts import forms
 from tilus.dtypes import DataType
 from tilus.ir.expr import Tensor, dtype_of
 from tilus.ir.instructions import (
@@ -25,11 +26,12 @@ from tilus.ir.instructions import (
     Reshape,
     Slice,
     Transpose,
+    Unpack,
     View,
 )
 from tilus.ir.stmt import InstStmt
 from tilus.ir.types import RegisterType
-from tilus.layouts import RegisterLayout, gather, local, locate_table, scatter
+from tilus.layouts import BitLayout, RegisterLayout, gather, local, locate_table, scatter
 from tilus.layouts.scratch import plan_scratch
 from tilus.vm.fault import Fault
 from tilus.vm.instructions.global_memory import layout_of
@@ -72,19 +74,45 @@ def cast_(block: Block, stmt: InstStmt, inst: Cast) -> Array:
 @meaning(View)
 def view(block: Block, stmt: InstStmt, inst: View) -> Array:
     """Reinterpret the bits of every thread."""
-    x = block.tile(inst.x)
-    source, layout = inst.x.type.dtype, layout_of(inst.x) or local(*x.shape)
-    bits = _bits_of(gather(layout, to_codes(source, x)), source)
-    if bits.shape != (inst.layout.num_threads, inst.layout.local_size * inst.dtype.nbits):
+    registers = _view(block, inst.x, inst.dtype, inst.layout, inst.bits)
+    return from_codes(inst.dtype, _tile_of(inst.layout, registers))
+
+
+@meaning(Unpack)
+def unpack(block: Block, stmt: InstStmt, inst: Unpack) -> Array:
+    """Take the codes, and then what the form makes of each, which depends on its slot."""
+    codes = _view(block, inst.x, inst.source, inst.layout, inst.bits)
+    if inst.form == "value":
+        tile = from_codes(inst.source, _tile_of(inst.layout, codes))
+        return cast(tile, inst.source, inst.dtype)
+    [form] = [form for form in forms(inst.source, inst.dtype) if form.name == inst.form]
+    tables = np.stack([form.patterns(position) for position in inst.positions])
+    slots = np.arange(inst.layout.local_size) // (inst.bits.units * inst.bits.lanes)
+    spelled = tables[slots, codes].astype(inst.dtype.code_dtype)
+    return from_codes(inst.dtype, _tile_of(inst.layout, spelled))
+
+
+def _view(block: Block, x: Tensor, dtype: DataType, layout: RegisterLayout, places: BitLayout | None) -> Array:
+    """Return the codes (threads, locals) of another type that a tile's registers hold."""
+    tile = block.tile(x)
+    source, old = x.type.dtype, layout_of(x) or local(*tile.shape)
+    bits = _bits_of(gather(old, to_codes(source, tile)), source)
+    if bits.shape != (layout.num_threads, layout.local_size * dtype.nbits):
         raise Fault(
-            f"view of {bits.shape[0]} threads with {bits.shape[1]} bits each as {inst.layout.num_threads} threads with "
-            f"{inst.layout.local_size * inst.dtype.nbits}",
-            hint=None if layout_of(inst.x) else f"{inst.x.name!r} has no layout: give it one with annotate",
+            f"view of {bits.shape[0]} threads with {bits.shape[1]} bits each as {layout.num_threads} threads with "
+            f"{layout.local_size * dtype.nbits}",
+            hint=None if layout_of(x) else f"{x.name!r} has no layout: give it one with annotate",
         )
-    registers = _codes_of(bits, inst.dtype)
-    tile = scatter(inst.layout, registers)
-    _check_replicas(inst.layout, registers, tile)
-    return from_codes(inst.dtype, tile)
+    if places is None:
+        return _codes_of(bits, dtype)
+    words = np.packbits(bits, axis=-1, bitorder="little").view(np.uint32)
+    return np.asarray(places.unpack(words).astype(dtype.code_dtype))
+
+
+def _tile_of(layout: RegisterLayout, registers: Array) -> Array:
+    tile = scatter(layout, registers)
+    _check_replicas(layout, registers, tile)
+    return tile
 
 
 def _bits_of(codes: Array, kind: DataType) -> Array:

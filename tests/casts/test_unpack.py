@@ -1,0 +1,141 @@
+"""Every row of the table unpacks every code at every position, and the table is what the search finds."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.casts.proof import proved, wrong_codes
+from tests.layouts.test_bits import bit_layouts
+from tilus.casts import Recipe, best_form, best_unpacking, forms, to_stream, unpack, unpack_values
+from tilus.casts.search import search
+from tilus.casts.table import PATH, TARGETS, row, sources
+from tilus.dtypes import dtype
+from tilus.errors import LayoutError
+from tilus.layouts import BitLayout, parse_bits
+
+ROWS = {
+    f"{s.name}-{t}": found for s in sources() for t in TARGETS if (found := best_unpacking(s, dtype(t))) is not None
+}
+# Operations of the logic pipe per element, to f16.
+TARGET_ALU = {"1": 0.60, "2": 0.57, "3": 0.72, "4": 0.63, "5": 0.91, "6": 1.06, "7": 1.10, "8": 0.50}
+LINES = PATH.read_text().splitlines()
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_code_at_every_position(name, record_property):
+    count, wrong = wrong_codes(ROWS[name])
+    record_property("codes", count)
+    assert wrong == 0
+
+
+@pytest.mark.parametrize("name", [n for n, u in ROWS.items() if u.form.factor == 1.0])
+def test_all_words_by_a_solver(name):
+    assert proved(ROWS[name])
+
+
+def test_how_many_codes_were_checked():
+    assert sum(u.elements << u.bits.nbits for u in ROWS.values()) > 100_000
+
+
+@pytest.mark.parametrize("name", ["u3-f16", "u8-f16", "f4e2m1-f16", "i5-i8"])
+def test_a_planted_wrong_mask_is_caught(name):
+    """One bit less in one immediate of any step, and both proofs fail."""
+    unpacking = ROWS[name]
+    steps = unpacking.recipe.steps
+    for i, step in enumerate(steps):
+        at = next(j for j in reversed(range(len(step.args))) if isinstance(step.args[j], int))
+        args = (*step.args[:at], step.args[at] & (step.args[at] - 1), *step.args[at + 1 :])
+        wrong = Recipe(
+            unpacking.recipe.words, (*steps[:i], replace(step, args=args), *steps[i + 1 :]), unpacking.recipe.results
+        )
+        assert not proved(unpacking, wrong)
+        assert wrong_codes(unpacking, wrong)[1] > 0
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_table_says_what_its_layout_costs(name):
+    assert row(ROWS[name]) in LINES
+
+
+@pytest.mark.parametrize(
+    ("source", "target"), [("u4", "f16"), ("i2", "bf16"), ("u6", "bf16"), ("f4e2m1", "f16"), ("u8", "f16")]
+)
+def test_the_search_finds_the_table_again(source, target):
+    assert row(search(dtype(source), dtype(target))) in LINES
+
+
+@pytest.mark.parametrize("n", range(1, 9))
+@pytest.mark.parametrize("sign", "ui")
+def test_integers_take_no_more_than_the_targets(sign, n):
+    assert ROWS[f"{sign}{n}-f16"].alu <= TARGET_ALU[str(n)]
+
+
+def test_floats_take_no_more_than_the_target():
+    worst = {
+        t: max(u.alu for n, u in ROWS.items() if n.startswith("f") and n.endswith(f"-{t}")) for t in ("f16", "bf16")
+    }
+    assert max(worst.values()) <= 1.5
+
+
+@given(bit_layouts(), st.integers(0, 2**32))
+@settings(max_examples=60)
+def test_any_layout_can_be_unpacked(bits, seed):
+    """Not only the best one: a weight may have been packed for another target."""
+    if bits.lane != 16 or bits.flipped not in (0, 1 << (bits.nbits - 1)):
+        bits = (
+            BitLayout(bits.nbits, 16, bits.pattern, 1, 0)
+            if bits.lane == 16
+            else parse_bits('bits(8, 16, "abbbbbbbbaaaaaaa", units=1)')
+        )
+    source = dtype(f"{'i' if bits.flipped else 'u'}{bits.nbits}")
+    for target in map(dtype, ("f16", "bf16")):
+        for form in forms(source, target):
+            assert wrong_codes(unpack(bits, form))[1] == 0
+
+
+@given(bit_layouts(), st.integers(0, 2**32))
+def test_a_stream_holds_the_codes_in_order(bits, seed):
+    codes = np.random.default_rng(seed).integers(0, 1 << bits.nbits, bits.num_elements).astype(np.uint8)
+    recipe = to_stream(bits)
+    words = np.array(recipe.evaluate(list(bits.pack(codes))), np.uint32)
+    assert words.tobytes() == dtype(f"u{bits.nbits}").pack(codes).tobytes()
+
+
+VALUES = [(s, t) for s in sources() for t in ("f16", "bf16", "i8") if s.name != t]
+
+
+@pytest.mark.parametrize(("source", "target"), VALUES, ids=str)
+def test_values_are_what_the_type_says(source, target):
+    kind = dtype(target)
+    for packed_for in ("f16", "bf16"):
+        best = best_unpacking(source, dtype(packed_for))
+        if best is None or best.bits.lane != kind.nbits:
+            continue
+        recipe = unpack_values(best.bits, source, kind)
+        if recipe is None:
+            continue
+        bits = best.bits
+        rng = np.random.default_rng(3)
+        codes = rng.integers(0, source.num_codes, (512, bits.num_elements)).astype(np.uint8)
+        words = bits.pack(codes)
+        got = np.stack(recipe.evaluate([words[:, w] for w in range(bits.num_words)]), axis=1)
+        values = kind.decode(got[..., None].view(np.uint16)).reshape(codes.shape)
+        np.testing.assert_array_equal(values, source.decode(codes))  # NaN equals NaN
+
+
+def test_where_values_cannot_be_had():
+    assert (
+        unpack_values(best_unpacking(dtype("f8e4m3"), dtype("f16")).bits, dtype("f8e4m3"), dtype("f16")) is None
+    )  # NaN
+    assert unpack_values(ROWS["f8e5m2-f16"].bits, dtype("f8e5m2"), dtype("f16")) is not None  # NaN stays NaN
+    assert best_unpacking(dtype("nf4"), dtype("f16")) is None
+
+
+def test_a_layout_for_another_type_is_refused():
+    [form, _] = forms(dtype("u4"), dtype("f16"))
+    with pytest.raises(LayoutError, match="holds no codes of u4 for f16"):
+        unpack(ROWS["u3-f16"].bits, form)
+    assert best_form(ROWS["u3-f16"].bits, dtype("u4"), dtype("f16")) is None

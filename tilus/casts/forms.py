@@ -1,0 +1,177 @@
+"""How the bits of a wider float (or integer) can spell the value of a narrow code without any arithmetic.
+
+A *form* says where the bits of a code must lie in a lane of the target, and what number the lane then is. The number
+is not the value but a multiple of it, and may be off by a constant: ``value = number * scale + bias``. Both are facts
+known at compile time. An instruction that consumes the lane can take them over at little or no cost: a matrix product
+leaves the scale to its accumulator and the bias to a sum over its other operand.
+
+* An integer code in the low mantissa bits is a *subnormal*: u at bit p of an f16 is u * 2^(p-24). The lowest exponent
+  bit may be used too, since numbers of exponent 0 and 1 have the same spacing. Tensor cores take subnormals exactly.
+* Under the exponent of 2^M, M being the mantissa's bits, it is 2^M + u * 2^p: the *offset* form. For bf16 it is the
+  only one, because products with its subnormals would be lost in f32 accumulators.
+* The magnitude of an eXmY code, laid so that its exponent ends where the target's does, spells
+  value * 2^(bias - target bias), subnormal codes included. Codes for NaN and infinity come out as the finite numbers
+  that their bits would be; with as many bits of exponent as the target has, as themselves.
+
+Signed integers are stored with their sign inverted, which makes them unsigned and adds 2^(n-1) to their value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tilus.dtypes import Codebook, DataType, Float, PackedTernary
+
+# Largest power of two by which products may be off without leaving the range of f32 accumulators.
+_TINY = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A type whose values are `unsigned code + offset`, once the bits `flipped` of the code are inverted."""
+
+    nbits: int
+    flipped: int
+    offset: int
+
+
+def linear(dtype: DataType) -> Linear | None:
+    """Return how values of a type follow from codes if that is an addition, else None."""
+    if dtype.is_integer and dtype.nbits <= 16:
+        return Linear(dtype.nbits, (1 << (dtype.nbits - 1)) * dtype.is_signed, int(dtype.min_value))
+    if isinstance(dtype, Codebook | PackedTernary):
+        first = dtype.table[0]
+        steps = all(value == first + code for code, value in enumerate(dtype.table))
+        if steps and first.is_integer() and abs(first) <= 64:
+            return Linear(dtype.nbits, 0, int(first))
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A way to spell the codes of a type in lanes of a target.
+
+    Attributes
+    ----------
+    source, target : DataType
+    flipped : int
+        Bits of a code that are stored inverted.
+    magnitude : int
+        Bits of a code, from the lowest on, that lie next to one another from a lane's bit p on; a remaining one is the
+        sign and lies at the top of the lane.
+    positions : tuple of int
+        What p may be.
+    constant : int
+        Pattern that a lane holds besides.
+    offset : float
+        Number that the constant adds.
+    unit : float
+        Number that the lowest bit of a magnitude at bit 0 stands for.
+    start : float
+        Value of an all-zero stored code.
+    factor : float
+        What every lane is multiplied by at once, because consumers could not take that over. 1 for most.
+    """
+
+    source: DataType
+    target: DataType
+    flipped: int
+    magnitude: int
+    positions: tuple[int, ...]
+    constant: int = 0
+    offset: float = 0.0
+    unit: float = 1.0
+    start: float = 0.0
+    factor: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """`subnormal`, `offset` or `exponent`: what the magnitude lies under."""
+        if self.magnitude < self.source.nbits:
+            return "exponent"
+        return "offset" if self.constant else "subnormal"
+
+    @property
+    def lane(self) -> int:
+        """Width of a lane."""
+        return self.target.nbits
+
+    def destination(self, bit: int, position: int) -> int:
+        """Return where a bit of a code must lie in a lane whose magnitude begins at `position`."""
+        return position + bit if bit < self.magnitude else self.lane - 1
+
+    def scale(self, position: int) -> float:
+        """Return `scale` of ``value = number * scale + bias``."""
+        if self.name == "exponent":
+            return self.unit / self.factor
+        return 1.0 / (self.unit * 2.0**position)
+
+    def bias(self, position: int) -> float:
+        """Return `bias` of ``value = number * scale + bias``."""
+        return self.start - self.offset * self.scale(position)
+
+    def patterns(self, position: int) -> np.ndarray:
+        """Return the lane that spells each code, by definition: the number as the target encodes it.
+
+        Where the code is a NaN or an infinity, its bits are moved like those of any other.
+        """
+        codes = np.arange(self.source.num_codes)
+        stored = codes ^ self.flipped
+        lanes = np.full(codes.shape, self.constant)
+        for bit in range(self.source.nbits):
+            lanes |= (stored >> bit & 1) << self.destination(bit, position)
+        if self.factor != 1.0:
+            lanes = self.target.encode(self.target.decode(lanes) * self.factor).astype(lanes.dtype)
+        return lanes
+
+
+def forms(source: DataType, target: DataType) -> tuple[Form, ...]:
+    """Return the forms in which a target can spell a type, the preferred one first; none for tables.
+
+    Parameters
+    ----------
+    source : DataType
+        Of 1 to 8 bits.
+    target : DataType
+        f16, bf16, f8e4m3 or i8.
+    """
+    if isinstance(target, Float):
+        kind = linear(source)
+        if kind is not None:
+            return _integer_forms(source, kind, target)
+        return _float_forms(source, target) if isinstance(source, Float) else ()
+    kind = linear(source)
+    if kind is None or not target.is_integer or kind.nbits >= target.nbits:
+        return ()
+    positions = tuple(range(target.nbits - kind.nbits))  # the sign of the target stays 0
+    return (Form(source, target, kind.flipped, kind.nbits, positions, start=float(kind.offset)),)
+
+
+def _integer_forms(source: DataType, kind: Linear, target: Float) -> tuple[Form, ...]:
+    mantissa, n = target.mantissa_bits, kind.nbits
+    least = 2.0 ** (1 - target.bias - mantissa)
+    found = []
+    if n <= mantissa + 1 and least >= 2.0**-_TINY:
+        positions = tuple(range(mantissa + 2 - n))
+        found.append(Form(source, target, kind.flipped, n, positions, unit=least, start=float(kind.offset)))
+    if n <= mantissa and 2.0**mantissa <= float(target.max_value):
+        constant = (target.bias + mantissa) << mantissa
+        positions = tuple(range(mantissa + 1 - n))
+        form = Form(source, target, kind.flipped, n, positions, constant, 2.0**mantissa, start=float(kind.offset))
+        found.append(form)
+    return tuple(found)
+
+
+def _float_forms(source: Float, target: Float) -> tuple[Form, ...]:
+    if source.nbits > 8 or source.padding:
+        return ()
+    if source.exponent_bits > target.exponent_bits or source.mantissa_bits > target.mantissa_bits:
+        return ()
+    if source.exponent_bits == target.exponent_bits and target.has_inf and not source.has_inf:
+        return ()  # finite numbers with the exponent of infinity
+    scale = 2.0 ** (target.bias - source.bias)
+    factor = scale if scale > 2.0**_TINY else 1.0
+    position = target.mantissa_bits - source.mantissa_bits
+    return (Form(source, target, 0, source.nbits - 1, (position,), unit=scale, factor=factor),)

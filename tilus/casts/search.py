@@ -1,0 +1,129 @@
+"""Which bit layout unpacks a type with the fewest instructions: a search, whose result is the table in `layouts.txt`.
+
+A word holds as many whole codes as fit. Their places are drawn at random, and improved word by word as long as the
+instructions become fewer. Bits that are left over in the words of a unit make the remaining codes, in pieces.
+A float's magnitude and sign may lie as far apart as in the target, so that one shift brings both to their places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from random import Random
+
+from tilus.casts.forms import Form, forms
+from tilus.casts.unpack import Unpacking, unpack
+from tilus.dtypes import DataType
+from tilus.layouts.bits import BitLayout, Cell, pattern_of, whole_unit
+
+SEED = 20
+
+Slot = tuple[int, ...]  # positions in a lane of a code's bits
+Arrangement = tuple[Slot, ...]  # the whole codes of a word
+
+
+def search(source: DataType, target: DataType, trials: int = 300) -> Unpacking | None:
+    """Return the cheapest way found to unpack a type, None if the target cannot spell it.
+
+    Parameters
+    ----------
+    source : DataType
+        Of 1 to 8 bits.
+    target : DataType
+    trials : int
+        Layouts tried for each form; the same number finds the same layout.
+    """
+    found = (_in_order(_search_form(form, trials)) for form in forms(source, target))
+    return min(found, key=lambda u: u.cost, default=None)
+
+
+def _in_order(unpacking: Unpacking) -> Unpacking:
+    """Name the slots so that those of one position are neighbours: a part of the elements then has fewer classes."""
+    bits, positions = unpacking.bits, unpacking.positions
+    order = sorted(range(bits.num_slots), key=lambda slot: positions[slot])
+    pattern = pattern_of([list(bits.cells[slot]) for slot in order], bits.unit_words, bits.lane)
+    renamed = unpack(BitLayout(bits.nbits, bits.lane, pattern, flipped=bits.flipped), unpacking.form)
+    return renamed if renamed.cost <= unpacking.cost else unpacking
+
+
+def _search_form(form: Form, trials: int) -> Unpacking:
+    rng, words = Random(SEED), whole_unit(form.source.nbits, form.lane)
+    draw = _Drawer(form, rng)
+    state = [draw()] * words
+    best = _evaluate(form, state)
+    for trial in range(trials):
+        changed = list(state)
+        places = range(words) if trial % 4 == 0 else [rng.randrange(words)]
+        new = draw()
+        for word in places:
+            changed[word] = new
+        candidate = _evaluate(form, changed)
+        if candidate.cost <= best.cost:
+            state, best = changed, candidate
+    return best
+
+
+def _evaluate(form: Form, words: Sequence[Arrangement]) -> Unpacking:
+    """Return how a unit is unpacked whose words hold these whole codes, and pieces of others in the cells between."""
+    whole: list[list[Cell]] = [[(word, place) for place in slot] for word, slots in enumerate(words) for slot in slots]
+    used = {cell for slot in whole for cell in slot}
+    spare = [(w, p) for w in range(len(words)) for p in range(form.lane) if (w, p) not in used]
+    n = form.source.nbits
+    pieces = [spare[i : i + n] for i in range(0, len(spare), n)]
+    pattern = pattern_of(whole + pieces, len(words), form.lane)
+    return unpack(BitLayout(n, form.lane, pattern, flipped=form.flipped), form)
+
+
+# --- places in a word -----------------------------------------------------------------------------------------------
+
+
+class _Drawer:
+    """Draws arrangements of a word."""
+
+    def __init__(self, form: Form, rng: Random) -> None:
+        self.form, self.rng = form, rng
+        self.count = form.lane // form.source.nbits
+        self.joint = list(_joint(form)) if form.magnitude < form.source.nbits else []
+
+    def __call__(self) -> Arrangement:
+        while True:
+            found = self.runs() if not self.joint else self.magnitudes_and_signs()
+            if found is not None:
+                return found
+
+    def runs(self) -> Arrangement:
+        """Place whole codes, with the spare bits in between."""
+        n, spare = self.form.source.nbits, self.form.lane % self.form.source.nbits
+        gaps = sorted(self.rng.randrange(self.count + 1) for _ in range(spare))
+        starts = [n * i + sum(gap <= i for gap in gaps) for i in range(self.count)]
+        return tuple(tuple(range(start, start + n)) for start in starts)
+
+    def magnitudes_and_signs(self) -> Arrangement | None:
+        """Place some codes as in the target, of others the signs where there is room; None if there is none."""
+        slots: list[Slot] = []
+        free = set(range(self.form.lane))
+        wanted = self.rng.randrange(self.count + 1)
+        for slot in self.rng.sample(self.joint, len(self.joint)):
+            if len(slots) < wanted and free.issuperset(slot):
+                slots.append(slot)
+                free.difference_update(slot)
+        m = self.form.magnitude
+        runs: list[range] = []
+        while len(slots) + len(runs) < self.count:
+            starts = [a for a in range(self.form.lane) if free.issuperset(range(a, a + m))]
+            if not starts:
+                return None
+            start = self.rng.choice(starts)
+            runs.append(range(start, start + m))
+            free.difference_update(runs[-1])
+        signs = self.rng.sample(sorted(free), len(runs)) if len(free) >= len(runs) else None
+        return None if signs is None else (*slots, *((*run, s) for run, s in zip(runs, signs, strict=True)))
+
+
+def _joint(form: Form) -> Iterator[Slot]:
+    """Yield the places of a code that one shift brings to its destination."""
+    [position] = form.positions
+    to = [form.destination(bit, position) for bit in range(form.source.nbits)]
+    for shift in range(-form.lane, form.lane):
+        slot = tuple(place - shift for place in to)
+        if min(slot) >= 0 and max(slot) < form.lane:
+            yield slot

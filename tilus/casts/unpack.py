@@ -1,0 +1,239 @@
+"""From a bit layout and a form to the instructions that unpack a unit: a word of ready lanes for every slot.
+
+A piece of a slot is what one shift brings to its place. A logical instruction cuts a piece out and puts it beside what
+is there already, so a slot costs as many of them as it has pieces. Shifted words are shared by all slots, which choose
+where in the lane their codes lie so that few are needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import TypeAlias
+
+from tilus.casts.forms import Form, forms
+from tilus.casts.recipe import Operand, Recipe, RecipeBuilder
+from tilus.dtypes import DataType
+from tilus.errors import LayoutError
+from tilus.layouts.bits import WORD, BitLayout
+
+Move: TypeAlias = tuple[int, int]  # word of the unit, bits to the left
+Pieces: TypeAlias = Mapping[Move, int]  # which bits of the lane a shifted word brings
+Option: TypeAlias = Mapping[int, Pieces]  # the pieces of a slot for every position in the lane
+
+# What a position class costs, per slot: an accumulator more for every 64 weights, taken into the sum in four steps.
+_CLASS = 1 / 8
+# What a constant costs that has to be taken off, per element: a product more for the 8 that a thread has of 16 of k.
+_BIAS = 1 / 8
+
+
+@dataclass(frozen=True)
+class Unpacking:
+    """How to unpack one unit.
+
+    Attributes
+    ----------
+    bits : BitLayout
+    form : Form
+    positions : tuple of int
+        Where in the lane the codes of each slot begin.
+    recipe : Recipe
+        From the unit's words to a word for every slot.
+    """
+
+    bits: BitLayout
+    form: Form
+    positions: tuple[int, ...]
+    recipe: Recipe
+
+    @property
+    def elements(self) -> int:
+        """Elements of a unit."""
+        return self.bits.num_slots * self.bits.lanes
+
+    @cached_property
+    def classes(self) -> int:
+        """Groups of slots that differ in scale or bias."""
+        return len({(self.form.scale(p), self.form.bias(p)) for p in self.positions})
+
+    @property
+    def issue(self) -> float:
+        """Instructions per element."""
+        return self.recipe.issue / self.elements
+
+    @property
+    def alu(self) -> float:
+        """Instructions per element on the pipe of logical operations, right shifts and permutations."""
+        return self.recipe.alu / self.elements
+
+    @property
+    def cost(self) -> float:
+        """What the search makes small, per element: both of the above, and what classes and biases cost later."""
+        biased = any(self.form.bias(p) for p in self.positions)
+        later = self.classes * _CLASS * self.bits.num_slots / self.elements + biased * _BIAS
+        return self.issue + self.alu + later
+
+
+@lru_cache(maxsize=4096)
+def unpack(bits: BitLayout, form: Form, positions: tuple[int, ...] | None = None) -> Unpacking:
+    """Derive how to unpack a unit.
+
+    Parameters
+    ----------
+    bits : BitLayout
+        Lanes are those of the target.
+    form : Form
+    positions : tuple of int, optional
+        Where in the lane the codes of each slot begin; what costs least, if not given.
+
+    Raises
+    ------
+    LayoutError
+        If the layout is not one for the form's types.
+    """
+    if bits.nbits != form.source.nbits or bits.lane != form.lane or bits.flipped != form.flipped:
+        raise LayoutError(
+            f"{bits} holds no codes of {form.source} for {form.target}: expected {form.source.nbits} bits in lanes of "
+            f"{form.lane}, flipped {form.flipped:#x}"
+        )
+    bits = bits.repeated(1)
+    options: list[Option] = [
+        {p: _pieces(bits, form, slot, p) for p in form.positions} for slot in range(bits.num_slots)
+    ]
+    if positions is not None:
+        return _write(bits, form, positions, options)
+    starts = {shift for slot in options for pieces in slot.values() for _, shift in pieces if shift}
+    found = {_descend(options, start, bits) for start in (0, *sorted(starts))}
+    return min((_write(bits, form, positions, options) for positions in sorted(found)), key=lambda u: u.cost)
+
+
+def _pieces(bits: BitLayout, form: Form, slot: int, position: int) -> dict[Move, int]:
+    pieces: dict[Move, int] = {}
+    for bit, (word, place) in enumerate(bits.cells[slot]):
+        to = form.destination(bit, position)
+        move = word, to - place
+        pieces[move] = pieces.get(move, 0) | 1 << to
+    return pieces
+
+
+# --- where in the lanes ---------------------------------------------------------------------------------------------
+
+
+def _descend(options: list[Option], start: int, bits: BitLayout) -> tuple[int, ...]:
+    """Choose a position for each slot, as if all words shifted by `start` were there; then each again, given the rest.
+
+    Parameters
+    ----------
+    options : list
+        For each slot, its pieces by position.
+    start : int
+    bits : BitLayout
+    """
+    free = {(word, start) for word in range(bits.unit_words)} if start else set()
+    positions = [_cheapest(slot, free, set(slot)) for slot in options]
+    for _ in range(2 * len(options)):
+        before = tuple(positions)
+        for i, slot in enumerate(options):
+            others = [(pieces[p], p) for j, (pieces, p) in enumerate(zip(options, positions, strict=True)) if j != i]
+            made = {move for pieces, _ in others for move in pieces}
+            positions[i] = _cheapest(slot, made, {p for _, p in others}, len(options) * _CLASS)
+        if tuple(positions) == before:
+            break
+    return tuple(positions)
+
+
+def _cheapest(slot: Option, made: set[Move], known: set[int], new_class: float = 0.0) -> int:
+    """Return a slot's position where some shifted words, and some classes, are there already."""
+
+    def price(position: int) -> tuple[float, int]:
+        pieces = slot[position]
+        shifts = [shift for word, shift in pieces if shift and (word, shift) not in made]
+        # Logical instructions and right shifts count twice: as instructions, and on their pipe.
+        cost = 2 * len(pieces) + sum(1 if shift > 0 else 2 for shift in shifts)
+        return cost + new_class * (position not in known), position
+
+    return min(slot, key=price)
+
+
+# --- the instructions -----------------------------------------------------------------------------------------------
+
+
+def _write(bits: BitLayout, form: Form, positions: tuple[int, ...], options: list[Option]) -> Unpacking:
+    chosen = [slot[p] for slot, p in zip(options, positions, strict=True)]
+    builder = RecipeBuilder(bits.unit_words)
+    alone = [_whole_bytes(pieces, form) for pieces in chosen]
+    shifted = _shifts(builder, [pieces for pieces, single in zip(chosen, alone, strict=True) if single is None])
+    spread = sum(1 << (lane * form.lane) for lane in range(bits.lanes))
+    results = []
+    for pieces, single in zip(chosen, alone, strict=True):
+        if single is not None:
+            results.append(builder.put("prmt", *single))
+            continue
+        out: Operand = form.constant * spread
+        for move, mask in pieces.items():
+            out = _insert(builder, shifted[move], mask * spread, out, bool(form.constant))
+        results.append(str(out))
+    if form.factor != 1.0:
+        results = [_scaled(builder, form, word, spread) for word in results]
+    return Unpacking(bits, form, positions, builder.build(results))
+
+
+def _insert(builder: RecipeBuilder, word: str, mask: int, rest: Operand, constant: bool) -> str:
+    if rest == 0:
+        return word if mask == (1 << WORD) - 1 else builder.put("and", word, mask)
+    return builder.put("and_or", word, mask, rest)
+
+
+def _scaled(builder: RecipeBuilder, form: Form, word: str, spread: int) -> str:
+    code, minus_zero = int(form.target.encode(form.factor)), (1 << (form.lane - 1)) * spread
+    return builder.put(f"fma_{form.target}x2", word, code * spread, minus_zero)
+
+
+def _whole_bytes(pieces: Pieces, form: Form) -> tuple[Operand, ...] | None:
+    """Return the operands of a permutation that does all for a slot of one byte at a distance of whole bytes."""
+    if len(pieces) != 1 or form.lane != 16:
+        return None
+    [((word, shift), mask)] = pieces.items()
+    if shift == 0 or shift % 8 or mask not in (0xFF, 0xFF00):
+        return None
+    to = mask == 0xFF00
+    selector = 0
+    for byte in range(4):
+        lane, half = divmod(byte, 2)
+        selector |= (2 * lane + to - shift // 8 if half == to else 4 + byte) << (4 * byte)
+    return f"w{word}", form.constant * 0x10001, selector
+
+
+def _shifts(builder: RecipeBuilder, chosen: Sequence[Pieces]) -> dict[Move, str]:
+    """Return the shifted words. The one farthest to the right serves those less far to the right, by a left shift."""
+    lowest: dict[Move, int] = {}
+    for pieces in chosen:
+        for (word, shift), mask in pieces.items():
+            place = (mask & -mask).bit_length() - 1 - shift
+            lowest[word, shift] = min(place, lowest.get((word, shift), WORD))
+    names: dict[Move, str] = {}
+    farthest: dict[int, int] = {}
+    for word, shift in sorted(lowest):
+        source = f"w{word}"
+        if shift == 0:
+            names[word, shift] = source
+        elif shift > 0:
+            names[word, shift] = builder.put("shl", source, shift)
+        elif word in farthest and lowest[word, shift] >= -farthest[word]:
+            right = farthest[word]
+            names[word, shift] = builder.put("shl", names[word, right], shift - right)
+        else:
+            names[word, shift] = builder.put("shr", source, -shift)
+            farthest.setdefault(word, shift)
+    return names
+
+
+@lru_cache(maxsize=1024)
+def best_form(bits: BitLayout, source: DataType, target: DataType) -> Form | None:
+    """Return the form that a bit layout unpacks to with the fewest instructions; None if it is not made for any."""
+    found = []
+    for form in forms(source, target):
+        if (bits.nbits, bits.lane, bits.flipped) == (source.nbits, form.lane, form.flipped):
+            found.append(unpack(bits, form))
+    return min(found, key=lambda u: u.cost).form if found else None

@@ -1,0 +1,322 @@
+"""Requires a verified program; ensures that casts of codes with a bit layout are unpacked as cheaply as can be.
+
+A GPU's matrix product need not be given the weights themselves. Where a weight is `number * scale + bias`, with scale
+and bias known now and the same for whole ranges of K (position classes)::
+
+    sum_k weight x  =  sum_c scale_c * (sum_k in c  (number + bias_c / scale_c) x)
+
+so a class is a product of its own, whose bias is a product with a constant, and scales multiply accumulators. A zero
+point that is the same along K is taken off with the sum of x. That costs a few instructions per accumulator, and saves
+one per weight: it is done for few accumulators. Other casts become an `unpack` to values.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+
+from tilus.casts import Form, Unpacking, best_form, linear, unpack, unpack_values
+from tilus.dtypes import DataType, f32
+from tilus.ir.expr import Const, Tensor, Var
+from tilus.ir.instructions import Cast, Copy, Dot, Elementwise, Full, Instruction, Slice, Unpack, View, result_type
+from tilus.ir.node import Node, rewrite
+from tilus.ir.program import Program
+from tilus.ir.stmt import InstStmt, Stmt
+from tilus.ir.target import Target
+from tilus.ir.types import RegisterType
+from tilus.layouts import BitLayout, RegisterLayout, index_table
+from tilus.passes.dead_code import remove_dead
+from tilus.passes.tensors import inst_stmts, register_type
+
+_HALVES = ("f16", "bf16")
+_MULTIPLY_ADD = 0.5  # instructions per weight that make values of numbers: one for each pair
+
+
+def absorb_casts(program: Program, target: Target) -> Program:
+    """Replace casts of codes with a bit layout; the same program where there are none, or the target is no GPU."""
+    if target.kind != "cuda" or not any(_has_bits(stmt) for stmt in inst_stmts(program)):
+        return program
+    return remove_dead(_Absorber(program).run())
+
+
+def _has_bits(stmt: InstStmt) -> bool:
+    return isinstance(stmt.inst, View) and stmt.inst.bits is not None
+
+
+@dataclass(frozen=True, slots=True)
+class _Codes:
+    """A part of the codes that a view makes, cast to another type: the view's rows, and k in [start, stop)."""
+
+    view: InstStmt
+    dtype: DataType
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """Codes with a number added, and tiles of one column subtracted."""
+
+    codes: _Codes
+    offset: float = 0.0
+    columns: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Range:
+    """Where along k the codes of some slots lie: [start, stop), all at one position of their lanes."""
+
+    start: int
+    stop: int
+    position: int
+
+
+class _Absorber:
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        counts = Counter(stmt.out for stmt in inst_stmts(program))
+        self.made = {s.out: s for s in inst_stmts(program) if isinstance(s.out, Tensor) and counts[s.out] == 1}
+        self.unpacked: dict[tuple[int, DataType, str], Tensor] = {}
+        self.after: dict[int, list[InstStmt]] = {}  # by the identity of a view: what is to stand behind it
+
+    def run(self) -> Program:
+        def replaced(node: Node) -> tuple[Stmt, ...] | None:
+            if not isinstance(node, InstStmt) or not isinstance(node.out, Tensor):
+                return None
+            if isinstance(node.inst, Dot):
+                return self.product(node, node.inst)
+            return self.value(node, node.inst) if isinstance(node.inst, Cast | Slice) else None
+
+        def placed(node: Node) -> tuple[Stmt, ...] | None:
+            return (node, *self.after[id(node)]) if isinstance(node, InstStmt) and id(node) in self.after else None
+
+        # Statements are told apart by identity, which the first rewriting keeps for views.
+        new: Program = rewrite(rewrite(self.program, replaced), placed)
+        return new
+
+    # --- what a tile is ---------------------------------------------------------------------------------------------
+
+    def weights(self, x: Tensor) -> _Weights | None:
+        """Return what a tile is made of, if that is codes in a bit layout, a number and columns of whole numbers."""
+        stmt = self.made.get(x)
+        match stmt:
+            case InstStmt(inst=Cast(x=codes, dtype=dtype)):
+                found = self.codes(codes, dtype)
+                return None if found is None else _Weights(found)
+            case InstStmt(inst=Copy(x=y)):
+                return self.weights(y)
+            case InstStmt(inst=Slice(x=y) as part_of):
+                inner = self.weights(y)
+                part = None if inner is None else _narrowed(inner.codes, part_of, register_type(y).shape)
+                return None if inner is None or part is None else replace(inner, codes=part)
+            case InstStmt(inst=Elementwise(op="add" | "sub" as op, args=(Tensor() as y, other))):
+                inner = self.weights(y)
+                return None if inner is None else self.shifted(inner, -1 if op == "sub" else 1, other)
+            case _:
+                return None
+
+    def shifted(self, weights: _Weights, sign: int, other: Node) -> _Weights | None:
+        """Return weights with something added that keeps them whole numbers, so that the order of sums is no matter."""
+        source = _view(weights.codes).dtype
+        if linear(source) is None or source.nbits > 8:
+            return None
+        if isinstance(other, Const) and float(other.value).is_integer() and abs(other.value) <= 128:
+            return replace(weights, offset=weights.offset + sign * float(other.value))
+        if isinstance(other, Tensor) and sign < 0 and register_type(other).shape == (_rows(weights.codes), 1):
+            made = self.made.get(other)
+            narrow = isinstance(made, InstStmt) and isinstance(made.inst, Cast) and _is_byte(made.inst.x)
+            return replace(weights, columns=(*weights.columns, other)) if narrow else None
+        return None
+
+    def codes(self, x: Tensor, dtype: DataType) -> _Codes | None:
+        stmt = self.made.get(x)
+        match stmt:
+            case InstStmt(inst=View(bits=BitLayout(), layout=layout)) if layout.rank == 2:
+                return _Codes(stmt, dtype, 0, layout.shape[1])
+            case InstStmt(inst=Copy(x=y)):
+                return self.codes(y, dtype)
+            case InstStmt(inst=Slice(x=y) as part_of):
+                inner_codes = self.codes(y, dtype)
+                return None if inner_codes is None else _narrowed(inner_codes, part_of, register_type(y).shape)
+            case _:
+                return None
+
+    # --- values -----------------------------------------------------------------------------------------------------
+
+    def value(self, stmt: InstStmt, inst: Instruction) -> tuple[Stmt, ...] | None:
+        """Return what takes the place of a cast: a part of the values of the whole view."""
+        codes = self.codes(inst.x, inst.dtype) if isinstance(inst, Cast) else None
+        if codes is None or codes.dtype.name not in _HALVES:
+            return None
+        view = _view(codes)
+        assert view.bits is not None
+        if unpack_values(view.bits.repeated(1), view.dtype, codes.dtype) is None:
+            return None
+        whole = self.unpack(codes, "value", ())
+        return (replace(stmt, inst=_part(whole, codes)),)
+
+    def unpack(self, codes: _Codes, form: str, positions: tuple[int, ...]) -> Tensor:
+        key = id(codes.view), codes.dtype, form
+        if key not in self.unpacked:
+            view = _view(codes)
+            assert view.bits is not None
+            inst = Unpack(view.x, view.dtype, codes.dtype, view.layout, view.bits, form, positions, loc=view.loc)
+            tile = _new(inst, "weights")
+            self.unpacked[key] = tile
+            self.after.setdefault(id(codes.view), []).append(InstStmt(tile, inst, loc=codes.view.loc))
+        return self.unpacked[key]
+
+    # --- products ---------------------------------------------------------------------------------------------------
+
+    def product(self, stmt: InstStmt, inst: Dot) -> tuple[Stmt, ...] | None:
+        """Return the products of the classes and their sum; None where that is not possible, or does not pay."""
+        weights = self.weights(inst.a)
+        if weights is None or weights.codes.dtype.name not in _HALVES or register_type(inst.c).dtype != f32:
+            return None
+        codes, view = weights.codes, _view(weights.codes)
+        assert view.bits is not None
+        unpacking = _numbers(view.bits.repeated(1), view.dtype, codes.dtype)
+        ranges = None if unpacking is None else _ranges(view.layout, view.bits, unpacking.positions)
+        if unpacking is None or ranges is None:
+            return None
+        inside = list(_clipped(ranges, codes))
+        if not _pays(inst, unpacking.form, inside, weights):
+            return None
+        numbers = self.unpack(codes, unpacking.form.name, unpacking.positions)
+        lines = _Lines(stmt)
+        total = self.classes(lines, inst, unpacking.form, numbers, inside, weights)
+        for column in weights.columns:
+            total = _without_zero_point(lines, inst, total, column, codes.dtype)
+        lines.define(stmt.out, Elementwise("add", (total, inst.c)))
+        return tuple(lines.statements)
+
+    def classes(
+        self, lines: _Lines, inst: Dot, form: Form, numbers: Tensor, ranges: list[_Range], weights: _Weights
+    ) -> Tensor:
+        """Return the sum over the position classes, each with its scale."""
+        total, first = None, weights.codes.start
+        for position in sorted({r.position for r in ranges}):
+            scale = form.scale(position)
+            bias = (form.bias(position) + weights.offset) / scale
+            part = lines.zeros(inst.c)
+            for r in (r for r in ranges if r.position == position):
+                x = lines.slice(inst.b, (r.start - first, 0), (r.stop - r.start, register_type(inst.b).shape[1]))
+                w = lines.slice(numbers, (0, r.start), (register_type(numbers).shape[0], r.stop - r.start))
+                part = lines.let(Dot(w, x, part))
+                if bias:
+                    ones = lines.let(Full(Const(bias, weights.codes.dtype), register_type(w).shape))
+                    part = lines.let(Dot(ones, x, part))
+            if scale != 1.0:
+                part = lines.let(Elementwise("mul", (part, Const(scale, f32))))
+            total = part if total is None else lines.let(Elementwise("add", (total, part)))
+        assert total is not None
+        return total
+
+
+@dataclass(slots=True)
+class _Lines:
+    """Statements under construction, all at the place of one of the author's."""
+
+    origin: InstStmt
+    statements: list[Stmt]
+
+    def __init__(self, origin: InstStmt) -> None:
+        self.origin, self.statements = origin, []
+
+    def define(self, out: Tensor | Var | None, inst: Instruction) -> None:
+        self.statements.append(replace(self.origin, out=out, inst=replace(inst, loc=self.origin.inst.loc)))
+
+    def let(self, inst: Instruction) -> Tensor:
+        out = _new(inst, "part")
+        self.define(out, inst)
+        return out
+
+    def zeros(self, like: Tensor) -> Tensor:
+        return self.let(Full(Const(0.0, f32), register_type(like).shape))
+
+    def slice(self, x: Tensor, offset: tuple[int, int], shape: tuple[int, int]) -> Tensor:
+        return x if register_type(x).shape == shape else self.let(Slice(x, offset, shape))
+
+
+def _without_zero_point(lines: _Lines, inst: Dot, total: Tensor, column: Tensor, dtype: DataType) -> Tensor:
+    ones = lines.let(Full(Const(1.0, dtype), register_type(inst.a).shape))
+    sums = lines.let(Dot(ones, inst.b, lines.zeros(inst.c)))
+    wide = lines.let(Cast(column, f32))
+    return lines.let(Elementwise("sub", (total, lines.let(Elementwise("mul", (sums, wide))))))
+
+
+def _pays(inst: Dot, form: Form, ranges: list[_Range], weights: _Weights) -> bool:
+    """Whether instructions on accumulators are fewer than those that would make values of all numbers.
+
+    A thread of a warp has 4 accumulators and, for 16 of k, 8 weights.
+    """
+    (_, k), n = register_type(inst.a).shape, register_type(inst.b).shape[1]
+    positions = {r.position for r in ranges}
+    sums = len(weights.columns) + any(form.bias(p) + weights.offset for p in positions)
+    extra = (n / 8) * (4 * (len(positions) + len(weights.columns)) + sums * k / 16)
+    if all(form.scale(p) == 1.0 for p in positions) and not sums:
+        return True  # numbers are values
+    return extra < _MULTIPLY_ADD * k / 2 * (1 + bool(weights.columns))
+
+
+def _numbers(bits: BitLayout, source: DataType, target: DataType) -> Unpacking | None:
+    form = best_form(bits, source, target)
+    return None if form is None else unpack(bits, form)
+
+
+def _ranges(layout: RegisterLayout, bits: BitLayout, positions: tuple[int, ...]) -> list[_Range] | None:
+    """Return the ranges of k whose codes lie at one position; None if that differs between rows."""
+    k = index_table(layout)[..., 1]
+    slots = np.arange(layout.local_size) // (bits.units * bits.lanes)
+    place = np.broadcast_to(np.array(positions)[slots], k.shape)
+    least, most = (np.full(layout.shape[1], start) for start in (max(positions), min(positions)))
+    np.minimum.at(least, k, place)
+    np.maximum.at(most, k, place)
+    if (least != most).any():
+        return None
+    borders = [0, *(int(i) + 1 for i in np.flatnonzero(np.diff(least))), layout.shape[1]]
+    return [_Range(a, b, int(least[a])) for a, b in pairwise(borders)]
+
+
+def _clipped(ranges: list[_Range], codes: _Codes) -> Iterator[_Range]:
+    for r in ranges:
+        start, stop = max(r.start, codes.start), min(r.stop, codes.stop)
+        if start < stop:
+            yield replace(r, start=start, stop=stop)
+
+
+def _view(codes: _Codes) -> View:
+    assert isinstance(codes.view.inst, View)
+    return codes.view.inst
+
+
+def _rows(codes: _Codes) -> int:
+    return int(_view(codes).layout.shape[0])
+
+
+def _is_byte(x: Tensor) -> bool:
+    dtype = register_type(x).dtype
+    return dtype.is_integer and dtype.nbits <= 8
+
+
+def _narrowed(codes: _Codes, inst: Slice, shape: tuple[int, ...]) -> _Codes | None:
+    """Return a slice of codes that keeps all rows."""
+    if inst.offset[0] or inst.shape[0] != shape[0]:
+        return None
+    start = codes.start + inst.offset[1]
+    return replace(codes, start=start, stop=start + inst.shape[1])
+
+
+def _part(whole: Tensor, codes: _Codes) -> Instruction:
+    shape = _rows(codes), codes.stop - codes.start
+    return Copy(whole) if register_type(whole).shape == shape else Slice(whole, (0, codes.start), shape)
+
+
+def _new(inst: Instruction, name: str) -> Tensor:
+    kind = result_type(inst)
+    assert isinstance(kind, RegisterType)
+    return Tensor(name, kind)
