@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tilus.casts import forms, linear
+from tilus.casts import forms, linear, parts
 from tilus.casts.table import sources
 from tilus.dtypes import codebook, dtype
 
@@ -23,6 +23,20 @@ def test_every_code_at_every_position_is_its_value(source, target):
             assert np.isfinite(numbers[finite]).all()
             spelled = numbers * form.scale(p) + form.bias(p)
             assert (spelled[finite] == values[finite]).all()
+
+
+@pytest.mark.parametrize("name", ["u8", "i8"])
+def test_parts_add_up(name):
+    source, target = dtype(name), dtype("bf16")
+    values = source.decode(np.arange(256)).astype(float)
+    low, high = parts(source, target)
+    for p in low.positions:
+        for q in high.positions:
+            numbers = [target.decode(form.patterns(at)).astype(float) for form, at in ((low, p), (high, q))]
+            spelled = [x * f.scale(at) + f.bias(at) for x, f, at in zip(numbers, (low, high), (p, q), strict=True)]
+            assert (sum(spelled) == values).all()
+    assert parts(dtype("u7"), target) is None
+    assert parts(dtype("f8e4m3"), target) is None
 
 
 def test_which_types_have_a_form():

@@ -81,7 +81,9 @@ def test_a_builder_computes_nothing_twice_and_drops_what_is_not_needed():
     result = b.put("and", "t0", 1)
     recipe = b.build([result])
     assert [str(s) for s in recipe.steps] == ["t0 = shr w0, 0x8", "t2 = and t0, 0x1"]
-    longer = RecipeBuilder(1, list(recipe.steps))
-    assert longer.put("and", "w0", 3) == "t3"
+    longer = RecipeBuilder(1)
+    longer.put("and", "w0", 3)
+    assert longer.run(recipe) == ["t2"]
+    assert str(longer.steps[2]) == "t2 = and t1, 0x1"
     with pytest.raises(InternalError, match="no instruction 'rot'"):
         b.put("rot", "w0", 1)

@@ -9,6 +9,7 @@ leaves the scale to its accumulator and the bias to a sum over its other operand
   bit may be used too, since numbers of exponent 0 and 1 have the same spacing. Tensor cores take subnormals exactly.
 * Under the exponent of 2^M, M being the mantissa's bits, it is 2^M + u * 2^p: the *offset* form. For bf16 it is the
   only one, because products with its subnormals would be lost in f32 accumulators.
+* A code too wide for that is the sum of two *parts*, its lower and its upper bits, each in offset form.
 * The magnitude of an eXmY code, laid so that its exponent ends where the target's does, spells
   value * 2^(bias - target bias), subnormal codes included. Codes for NaN and infinity come out as the finite numbers
   that their bits would be; with as many bits of exponent as the target has, as themselves.
@@ -55,12 +56,14 @@ class Form:
 
     Attributes
     ----------
+    name : str
+        What a code lies under: `subnormal`, `offset`, `exponent`; `offset_low` and `offset_high` for parts.
     source, target : DataType
     flipped : int
         Bits of a code that are stored inverted.
     magnitude : int
-        Bits of a code, from the lowest on, that lie next to one another from a lane's bit p on; a remaining one is the
-        sign and lies at the top of the lane.
+        Bits of a code, from bit `low` on, that lie next to one another from a lane's bit p on. For an `exponent` the
+        one that remains is the sign and lies at the top of the lane.
     positions : tuple of int
         What p may be.
     constant : int
@@ -73,8 +76,11 @@ class Form:
         Value of an all-zero stored code.
     factor : float
         What every lane is multiplied by at once, because consumers could not take that over. 1 for most.
+    low : int
+        Lowest bit of the code that a part spells; 0 for all else.
     """
 
+    name: str
     source: DataType
     target: DataType
     flipped: int
@@ -85,28 +91,24 @@ class Form:
     unit: float = 1.0
     start: float = 0.0
     factor: float = 1.0
-
-    @property
-    def name(self) -> str:
-        """`subnormal`, `offset` or `exponent`: what the magnitude lies under."""
-        if self.magnitude < self.source.nbits:
-            return "exponent"
-        return "offset" if self.constant else "subnormal"
+    low: int = 0
 
     @property
     def lane(self) -> int:
         """Width of a lane."""
         return self.target.nbits
 
-    def destination(self, bit: int, position: int) -> int:
-        """Return where a bit of a code must lie in a lane whose magnitude begins at `position`."""
-        return position + bit if bit < self.magnitude else self.lane - 1
+    def destination(self, bit: int, position: int) -> int | None:
+        """Return where a bit of a code must lie in a lane whose magnitude begins at `position`; None for nowhere."""
+        if self.low <= bit < self.low + self.magnitude:
+            return position + bit - self.low
+        return self.lane - 1 if self.name == "exponent" else None
 
     def scale(self, position: int) -> float:
         """Return `scale` of ``value = number * scale + bias``."""
         if self.name == "exponent":
             return self.unit / self.factor
-        return 1.0 / (self.unit * 2.0**position)
+        return 2.0 ** (self.low - position) / self.unit
 
     def bias(self, position: int) -> float:
         """Return `bias` of ``value = number * scale + bias``."""
@@ -121,7 +123,9 @@ class Form:
         stored = codes ^ self.flipped
         lanes = np.full(codes.shape, self.constant)
         for bit in range(self.source.nbits):
-            lanes |= (stored >> bit & 1) << self.destination(bit, position)
+            to = self.destination(bit, position)
+            if to is not None:
+                lanes |= (stored >> bit & 1) << to
         if self.factor != 1.0:
             lanes = self.target.encode(self.target.decode(lanes) * self.factor).astype(lanes.dtype)
         return lanes
@@ -146,7 +150,44 @@ def forms(source: DataType, target: DataType) -> tuple[Form, ...]:
     if kind is None or not target.is_integer or kind.nbits >= target.nbits:
         return ()
     positions = tuple(range(target.nbits - kind.nbits))  # the sign of the target stays 0
-    return (Form(source, target, kind.flipped, kind.nbits, positions, start=float(kind.offset)),)
+    return (Form("subnormal", source, target, kind.flipped, kind.nbits, positions, start=float(kind.offset)),)
+
+
+def parts(source: DataType, target: DataType) -> tuple[Form, Form] | None:
+    """Return two forms whose values add up to an integer that no single one spells; None where there is no need.
+
+    The value of a code is the sum over both of ``number * scale + bias``.
+    """
+    kind = linear(source)
+    if kind is None or not isinstance(target, Float) or forms(source, target) or kind.nbits > 2 * target.mantissa_bits:
+        return None
+    half, m = kind.nbits // 2, target.mantissa_bits
+    constant, offset = (target.bias + m) << m, 2.0**m
+    low, high = (
+        Form(
+            name,
+            source,
+            target,
+            kind.flipped,
+            size,
+            tuple(range(m + 1 - size)),
+            constant,
+            offset,
+            start=start,
+            low=first,
+        )
+        for name, first, size, start in (
+            ("offset_low", 0, half, float(kind.offset)),
+            ("offset_high", half, kind.nbits - half, 0.0),
+        )
+    )
+    return low, high
+
+
+def form_named(name: str, source: DataType, target: DataType) -> Form:
+    """Return a form by its name."""
+    known: tuple[Form, ...] = (*forms(source, target), *(parts(source, target) or ()))
+    return next(form for form in known if form.name == name)
 
 
 def _integer_forms(source: DataType, kind: Linear, target: Float) -> tuple[Form, ...]:
@@ -155,11 +196,15 @@ def _integer_forms(source: DataType, kind: Linear, target: Float) -> tuple[Form,
     found = []
     if n <= mantissa + 1 and least >= 2.0**-_TINY:
         positions = tuple(range(mantissa + 2 - n))
-        found.append(Form(source, target, kind.flipped, n, positions, unit=least, start=float(kind.offset)))
+        found.append(
+            Form("subnormal", source, target, kind.flipped, n, positions, unit=least, start=float(kind.offset))
+        )
     if n <= mantissa and 2.0**mantissa <= float(target.max_value):
         constant = (target.bias + mantissa) << mantissa
         positions = tuple(range(mantissa + 1 - n))
-        form = Form(source, target, kind.flipped, n, positions, constant, 2.0**mantissa, start=float(kind.offset))
+        form = Form(
+            "offset", source, target, kind.flipped, n, positions, constant, 2.0**mantissa, start=float(kind.offset)
+        )
         found.append(form)
     return tuple(found)
 
@@ -174,4 +219,4 @@ def _float_forms(source: Float, target: Float) -> tuple[Form, ...]:
     scale = 2.0 ** (target.bias - source.bias)
     factor = scale if scale > 2.0**_TINY else 1.0
     position = target.mantissa_bits - source.mantissa_bits
-    return (Form(source, target, 0, source.nbits - 1, (position,), unit=scale, factor=factor),)
+    return (Form("exponent", source, target, 0, source.nbits - 1, (position,), unit=scale, factor=factor),)

@@ -143,7 +143,7 @@ class RecipeBuilder:
     """Steps under construction; what has been computed is not computed again."""
 
     words: int
-    steps: list[Step] = field(default_factory=list)  # those of a recipe that is continued, to begin with
+    steps: list[Step] = field(default_factory=list)
     _known: dict[tuple[str, tuple[Operand, ...]], str] = field(default_factory=dict)
 
     def put(self, op: str, *args: Operand) -> str:
@@ -152,10 +152,16 @@ class RecipeBuilder:
             raise InternalError(f"no instruction {op!r}")
         key = op, args
         if key not in self._known:
-            last = int(self.steps[-1].out[1:]) if self.steps else -1
-            self._known[key] = f"t{last + 1}"
+            self._known[key] = f"t{len(self.steps)}"
             self.steps.append(Step(self._known[key], op, args))
         return self._known[key]
+
+    def run(self, recipe: Recipe) -> list[str]:
+        """Take over the steps of a recipe for the same words; return the registers that hold its results."""
+        names = {f"w{i}": f"w{i}" for i in range(self.words)}
+        for step in recipe.steps:
+            names[step.out] = self.put(step.op, *(names[x] if isinstance(x, str) else x for x in step.args))
+        return [names[name] for name in recipe.results]
 
     def build(self, results: Sequence[str]) -> Recipe:
         """Return the recipe, without steps that no result needs."""

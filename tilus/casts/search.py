@@ -122,7 +122,7 @@ class _Drawer:
 def _joint(form: Form) -> Iterator[Slot]:
     """Yield the places of a code that one shift brings to its destination."""
     [position] = form.positions
-    to = [form.destination(bit, position) for bit in range(form.source.nbits)]
+    to = [place for bit in range(form.source.nbits) if (place := form.destination(bit, position)) is not None]
     for shift in range(-form.lane, form.lane):
         slot = tuple(place - shift for place in to)
         if min(slot) >= 0 and max(slot) < form.lane:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from tilus.casts.forms import forms
+from tilus.casts.forms import form_named
 from tilus.casts.unpack import Unpacking, unpack
 from tilus.dtypes import DataType, dtype
 from tilus.layouts.bits import BitLayout, parse_bits
@@ -52,5 +52,4 @@ def best_unpacking(source: DataType, target: DataType) -> Unpacking | None:
     found = _table().get((source.name, target.name))
     if found is None:
         return None
-    [form] = [form for form in forms(source, target) if form.name == found[0]]
-    return unpack(found[1], form)
+    return unpack(found[1], form_named(found[0], source, target))

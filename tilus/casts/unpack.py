@@ -92,7 +92,7 @@ def unpack(bits: BitLayout, form: Form, positions: tuple[int, ...] | None = None
     LayoutError
         If the layout is not one for the form's types.
     """
-    if bits.nbits != form.source.nbits or bits.lane != form.lane or bits.flipped != form.flipped:
+    if not fits(bits, form):
         raise LayoutError(
             f"{bits} holds no codes of {form.source} for {form.target}: expected {form.source.nbits} bits in lanes of "
             f"{form.lane}, flipped {form.flipped:#x}"
@@ -108,12 +108,18 @@ def unpack(bits: BitLayout, form: Form, positions: tuple[int, ...] | None = None
     return min((_write(bits, form, positions, options) for positions in sorted(found)), key=lambda u: u.cost)
 
 
+def fits(bits: BitLayout, form: Form) -> bool:
+    """Whether a layout holds codes of a form's type in lanes of its target."""
+    return (bits.nbits, bits.lane, bits.flipped) == (form.source.nbits, form.lane, form.flipped)
+
+
 def _pieces(bits: BitLayout, form: Form, slot: int, position: int) -> dict[Move, int]:
     pieces: dict[Move, int] = {}
     for bit, (word, place) in enumerate(bits.cells[slot]):
         to = form.destination(bit, position)
-        move = word, to - place
-        pieces[move] = pieces.get(move, 0) | 1 << to
+        if to is not None:
+            move = word, to - place
+            pieces[move] = pieces.get(move, 0) | 1 << to
     return pieces
 
 
@@ -234,6 +240,6 @@ def best_form(bits: BitLayout, source: DataType, target: DataType) -> Form | Non
     """Return the form that a bit layout unpacks to with the fewest instructions; None if it is not made for any."""
     found = []
     for form in forms(source, target):
-        if (bits.nbits, bits.lane, bits.flipped) == (source.nbits, form.lane, form.flipped):
+        if fits(bits, form):
             found.append(unpack(bits, form))
     return min(found, key=lambda u: u.cost).form if found else None

@@ -1,14 +1,14 @@
-"""Casts whose result is the value itself: a form, and the multiply-add that undoes its scale and bias."""
+"""Casts whose result is the value itself: forms, and the multiply-adds that undo scale and bias."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
-from tilus.casts.forms import Form, forms
+from tilus.casts.forms import Form, forms, parts
 from tilus.casts.recipe import Recipe, RecipeBuilder
-from tilus.casts.unpack import Unpacking, unpack
+from tilus.casts.unpack import Unpacking, fits, unpack
 from tilus.dtypes import DataType, Float
-from tilus.errors import LayoutError
 from tilus.layouts.bits import BitLayout
 
 
@@ -18,36 +18,34 @@ def unpack_values(bits: BitLayout, source: DataType, target: DataType) -> Recipe
 
     None where a form cannot be had, or would make numbers of codes that stand for none.
     """
-    found = []
-    for form in forms(source, target):
-        try:
-            unpacking = unpack(bits, form)
-        except LayoutError:
-            continue
-        recipe = _finished(unpacking)
-        if recipe is not None:
-            found.append(recipe)
+    made = (_values([unpack(bits, form) for form in ways]) for ways in _ways(source, target) if fits(bits, ways[0]))
+    found = [recipe for recipe in made if recipe is not None]
     return min(found, key=lambda recipe: recipe.issue + recipe.alu, default=None)
 
 
-def _finished(unpacking: Unpacking) -> Recipe | None:
-    form, recipe = unpacking.form, unpacking.recipe
-    if not isinstance(form.target, Float):
-        return recipe if all(_is_value(form, p) for p in unpacking.positions) else None
-    if not _spells_every_code(form):
-        return None
-    builder = RecipeBuilder(recipe.words, list(recipe.steps))
-    results = []
-    for word, position in zip(recipe.results, unpacking.positions, strict=True):
-        scale, bias = form.scale(position), form.bias(position)
-        if not (_holds(form.target, scale) and _holds(form.target, bias)):
+def _ways(source: DataType, target: DataType) -> Iterator[tuple[Form, ...]]:
+    yield from ((form,) for form in forms(source, target) if _spells_every_code(form))
+    both = parts(source, target)
+    if both is not None:
+        yield both
+
+
+def _values(unpackings: Sequence[Unpacking]) -> Recipe | None:
+    """Return the recipe that sums the values of all parts, the last one first; None if a constant is not exact."""
+    builder = RecipeBuilder(unpackings[0].recipe.words)
+    words = [builder.run(u.recipe) for u in unpackings]
+    results: list[str] = []
+    for slot in range(len(words[0])):
+        scaled = [(own[slot], u.form.scale(u.positions[slot])) for own, u in zip(words, unpackings, strict=True)]
+        bias = sum(u.form.bias(u.positions[slot]) for u in unpackings)
+        target = unpackings[0].form.target
+        if [scale for _, scale in scaled] == [1.0] and bias == 0.0:
+            results.append(scaled[0][0])
+        elif isinstance(target, Float) and all(_holds(target, x) for x in (bias, *(scale for _, scale in scaled))):
+            results.append(_multiply_add(builder, target, scaled, bias))
+        else:
             return None
-        results.append(word if _is_value(form, position) else _multiply_add(builder, form, word, scale, bias))
     return builder.build(results)
-
-
-def _is_value(form: Form, position: int) -> bool:
-    return form.scale(position) == 1.0 and form.bias(position) == 0.0
 
 
 def _holds(target: Float, value: float) -> bool:
@@ -63,7 +61,9 @@ def _spells_every_code(form: Form) -> bool:
     return source.has_inf and same_exponent
 
 
-def _multiply_add(builder: RecipeBuilder, form: Form, word: str, scale: float, bias: float) -> str:
+def _multiply_add(builder: RecipeBuilder, target: Float, scaled: Sequence[tuple[str, float]], bias: float) -> str:
     # Adding -0 keeps the sign of a zero.
-    codes = [int(form.target.encode(x)) * 0x10001 for x in (scale, bias if bias else -0.0)]
-    return builder.put(f"fma_{form.target}x2", word, *codes)
+    total: str | int = int(target.encode(bias if bias else -0.0)) * 0x10001
+    for word, scale in reversed(scaled):
+        total = builder.put(f"fma_{target}x2", word, int(target.encode(scale)) * 0x10001, total)
+    return str(total)

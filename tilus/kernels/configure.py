@@ -10,7 +10,7 @@ from tilus.dtypes import DataType, dtype
 from tilus.runtime.weights.packing import WARPS, Device, PackLayout
 from tilus.runtime.weights.weight import WeightFormat
 
-F32 = dtype("f32")
+F32, BF16 = dtype("f32"), dtype("bf16")
 LARGEST_BATCH_TILE = 64
 FMA_STEP = 64
 STAGE_BYTES = 76 * 1024  # of the 99 KiB of an sm_86 or sm_89 block; a conversion in f32 takes up to 18
@@ -18,13 +18,27 @@ ZERO_POINTS = {True: dtype("i8"), False: dtype("u8")}  # by whether the codes ha
 
 
 def compute_dtype(weight: DataType, activation: DataType) -> DataType:
-    """Return the type to multiply in: that of the activations if it holds every code's value (codebooks: rounded)."""
-    if activation.name == "f32" or weight.is_codebook:
+    """Return the type to multiply in on a GPU.
+
+    That of the activations if tensor cores take it and it holds every code's value, else bf16, of which any activation
+    is a sum of few. Codebooks are rounded to the type of the activations.
+    """
+    if weight.is_codebook:
         return activation
+    tried = [BF16] if activation == F32 else [activation, BF16]
+    return next((kind for kind in tried if _holds(kind, weight)), F32)
+
+
+def _holds(kind: DataType, weight: DataType) -> bool:
+    """Whether a type has every value of a weight's codes."""
     values = weight.decode(range(2**weight.nbits))
-    rounded = activation.decode(activation.encode(values))
-    same = (values == rounded) | ((values != values) & (rounded != rounded))
-    return activation if bool(same.all()) else F32
+    rounded = kind.decode(kind.encode(values))
+    return bool(((values == rounded) | ((values != values) & (rounded != rounded))).all())
+
+
+def activation_parts(activation: DataType, compute: DataType) -> int:
+    """Return how many numbers of a type add up to an activation exactly: bf16 has 8 bits of its 11 or 24."""
+    return {"f16": 2, "f32": 3}.get(activation.name, 1) if compute == BF16 else 1
 
 
 def rows_per_block(m: int, device: Device, compute: DataType) -> int:
@@ -46,6 +60,7 @@ def constants(form: WeightFormat, activation: DataType, scale: DataType, bm: int
     return {
         "XT": activation,
         "CT": compute,
+        "PARTS": activation_parts(activation, compute),
         "ST": scale,
         "ZT": ZERO_POINTS[form.dtype.is_signed] if form.zero_point == "tensor" else dtype("u32"),
         "PACK": form.pack,

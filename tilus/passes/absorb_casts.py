@@ -19,7 +19,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from tilus.casts import Form, Unpacking, best_form, linear, unpack, unpack_values
+from tilus.casts import Form, Unpacking, best_form, fits, linear, parts, unpack, unpack_values
 from tilus.dtypes import DataType, f32
 from tilus.ir.expr import Const, Tensor, Var
 from tilus.ir.instructions import Cast, Copy, Dot, Elementwise, Full, Instruction, Slice, Unpack, View, result_type
@@ -177,44 +177,90 @@ class _Absorber:
         weights = self.weights(inst.a)
         if weights is None or weights.codes.dtype.name not in _HALVES or register_type(inst.c).dtype != f32:
             return None
-        codes, view = weights.codes, _view(weights.codes)
-        assert view.bits is not None
-        unpacking = _numbers(view.bits.repeated(1), view.dtype, codes.dtype)
-        ranges = None if unpacking is None else _ranges(view.layout, view.bits, unpacking.positions)
-        if unpacking is None or ranges is None:
+        terms = _terms(weights)
+        if not terms or not _pays(inst, terms, weights):
             return None
-        inside = list(_clipped(ranges, codes))
-        if not _pays(inst, unpacking.form, inside, weights):
-            return None
-        numbers = self.unpack(codes, unpacking.form.name, unpacking.positions)
         lines = _Lines(stmt)
-        total = self.classes(lines, inst, unpacking.form, numbers, inside, weights)
+        products = [
+            _product(lines, inst, term, self.unpack(weights.codes, term.form.name, term.positions), weights)
+            for term in terms
+        ]
+        total = products[0]
+        for part in products[1:]:
+            total = lines.let(Elementwise("add", (total, part)))
         for column in weights.columns:
-            total = _without_zero_point(lines, inst, total, column, codes.dtype)
+            total = _without_zero_point(lines, inst, total, column, weights.codes.dtype)
         lines.define(stmt.out, Elementwise("add", (total, inst.c)))
         return tuple(lines.statements)
 
-    def classes(
-        self, lines: _Lines, inst: Dot, form: Form, numbers: Tensor, ranges: list[_Range], weights: _Weights
-    ) -> Tensor:
-        """Return the sum over the position classes, each with its scale."""
-        total, first = None, weights.codes.start
-        for position in sorted({r.position for r in ranges}):
-            scale = form.scale(position)
-            bias = (form.bias(position) + weights.offset) / scale
-            part = lines.zeros(inst.c)
-            for r in (r for r in ranges if r.position == position):
-                x = lines.slice(inst.b, (r.start - first, 0), (r.stop - r.start, register_type(inst.b).shape[1]))
-                w = lines.slice(numbers, (0, r.start), (register_type(numbers).shape[0], r.stop - r.start))
-                part = lines.let(Dot(w, x, part))
-                if bias:
-                    ones = lines.let(Full(Const(bias, weights.codes.dtype), register_type(w).shape))
-                    part = lines.let(Dot(ones, x, part))
-            if scale != 1.0:
-                part = lines.let(Elementwise("mul", (part, Const(scale, f32))))
-            total = part if total is None else lines.let(Elementwise("add", (total, part)))
-        assert total is not None
-        return total
+
+@dataclass(frozen=True, slots=True)
+class _Term:
+    """One product: numbers at one position of their lanes, or one part of them.
+
+    Attributes
+    ----------
+    form : Form
+    positions : tuple of int
+        Of all slots.
+    position : int
+        Of those that take part.
+    ranges : list of (int, int)
+        Where along k they lie.
+    offset : float
+        Added to the value of each.
+    """
+
+    form: Form
+    positions: tuple[int, ...]
+    position: int
+    ranges: list[tuple[int, int]]
+    offset: float
+
+    @property
+    def scale(self) -> float:
+        return self.form.scale(self.position)
+
+    @property
+    def bias(self) -> float:
+        """What is added to every number."""
+        return (self.form.bias(self.position) + self.offset) / self.scale
+
+
+def _terms(weights: _Weights) -> list[_Term]:
+    """Return the products whose sum is that with the weights; none if there is no way."""
+    view, found = _view(weights.codes), []
+    assert view.bits is not None
+    unpackings = _numbers(view.bits.repeated(1), view.dtype, weights.codes.dtype)
+    # Of a code in parts, the first takes the constants of both: that is one product less.
+    others = sum(_only_bias(unpacking) for unpacking in unpackings[1:])
+    for number, unpacking in enumerate(unpackings):
+        ranges = _ranges(view.layout, view.bits, unpacking.positions)
+        if ranges is None:
+            return []
+        inside = list(_clipped(ranges, weights.codes))
+        for position in sorted({r.position for r in inside}):
+            places = [(r.start, r.stop) for r in inside if r.position == position]
+            offset = -_only_bias(unpacking) if number else weights.offset + others
+            found.append(_Term(unpacking.form, unpacking.positions, position, places, offset))
+    return found
+
+
+def _only_bias(unpacking: Unpacking) -> float:
+    """Return the bias of a part: all of its codes lie at one position."""
+    [position] = set(unpacking.positions)
+    return unpacking.form.bias(position)
+
+
+def _product(lines: _Lines, inst: Dot, term: _Term, numbers: Tensor, weights: _Weights) -> Tensor:
+    part, first, (rows, _) = lines.zeros(inst.c), weights.codes.start, register_type(numbers).shape
+    for start, stop in term.ranges:
+        x = lines.slice(inst.b, (start - first, 0), (stop - start, register_type(inst.b).shape[1]))
+        part = lines.let(Dot(lines.slice(numbers, (0, start), (rows, stop - start)), x, part))
+        if term.bias:
+            constant = lines.let(Full(Const(term.bias, weights.codes.dtype), (rows, stop - start)))
+            part = lines.let(Dot(constant, x, part))
+    return part if term.scale == 1.0 else lines.let(Elementwise("mul", (part, Const(term.scale, f32))))
 
 
 @dataclass(slots=True)
@@ -249,23 +295,25 @@ def _without_zero_point(lines: _Lines, inst: Dot, total: Tensor, column: Tensor,
     return lines.let(Elementwise("sub", (total, lines.let(Elementwise("mul", (sums, wide))))))
 
 
-def _pays(inst: Dot, form: Form, ranges: list[_Range], weights: _Weights) -> bool:
+def _pays(inst: Dot, terms: list[_Term], weights: _Weights) -> bool:
     """Whether instructions on accumulators are fewer than those that would make values of all numbers.
 
     A thread of a warp has 4 accumulators and, for 16 of k, 8 weights.
     """
     (_, k), n = register_type(inst.a).shape, register_type(inst.b).shape[1]
-    positions = {r.position for r in ranges}
-    sums = len(weights.columns) + any(form.bias(p) + weights.offset for p in positions)
-    extra = (n / 8) * (4 * (len(positions) + len(weights.columns)) + sums * k / 16)
-    if all(form.scale(p) == 1.0 for p in positions) and not sums:
+    sums = len(weights.columns) + any(term.bias for term in terms)
+    if not sums and all(term.scale == 1.0 for term in terms):
         return True  # numbers are values
-    return extra < _MULTIPLY_ADD * k / 2 * (1 + bool(weights.columns))
+    parts = len({term.form.name for term in terms})
+    extra = (n / 8) * (4 * (len(terms) + len(weights.columns)) + (sums + parts - 1) * k / 16)
+    return extra < _MULTIPLY_ADD * k / 2 * (parts + bool(weights.columns))
 
 
-def _numbers(bits: BitLayout, source: DataType, target: DataType) -> Unpacking | None:
+def _numbers(bits: BitLayout, source: DataType, target: DataType) -> list[Unpacking]:
+    """Return how the numbers are had that make up the codes; none if they cannot be."""
     form = best_form(bits, source, target)
-    return None if form is None else unpack(bits, form)
+    wanted = (form,) if form is not None else parts(source, target) or ()
+    return [unpack(bits, form) for form in wanted if fits(bits, form)]
 
 
 def _ranges(layout: RegisterLayout, bits: BitLayout, positions: tuple[int, ...]) -> list[_Range] | None:

@@ -251,9 +251,12 @@ def sliced(layout: RegisterLayout, offset: Sequence[int], shape: Sequence[int]) 
 
 def _whole(part: RegisterLayout, offset: Sequence[int], shape: Sequence[int]) -> RegisterLayout | None:
     """Return a layout of the whole tile of which a slice has the layout `part`: the rest is local, outside of it."""
-    if any(n % m or o % m for n, m, o in zip(shape, part.shape, offset, strict=True)):
+    grains = [gcd(n, m, o) for n, m, o in zip(shape, part.shape, offset, strict=True)]
+    try:
+        inner = part.left_divide(local(*(m // g for m, g in zip(part.shape, grains, strict=True))))
+    except LayoutError:
         return None
-    return local(*(n // m for n, m in zip(shape, part.shape, strict=True))) * part
+    return local(*(n // g for n, g in zip(shape, grains, strict=True))) * inner
 
 
 def _spread_slice(inst: Slice, out: Tensor, known: Known) -> Found:

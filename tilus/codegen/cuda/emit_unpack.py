@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
-from tilus.casts import OPS, Recipe, Step, forms, to_stream, unpack_values
+from tilus.casts import OPS, Recipe, Step, form_named, to_stream, unpack_values
 from tilus.casts import unpack as unpack_numbers
 from tilus.codegen.cuda import cpp
 from tilus.codegen.cuda.context import Context
@@ -41,7 +41,7 @@ def unpack(ctx: Context, stmt: InstStmt, out: Tensor, inst: I.Unpack) -> None:
     if inst.form == "value":
         recipe = unpack_values(inst.bits.repeated(1), inst.source, inst.dtype)
     else:
-        [form] = [form for form in forms(inst.source, inst.dtype) if form.name == inst.form]
+        form = form_named(inst.form, inst.source, inst.dtype)
         recipe = unpack_numbers(inst.bits.repeated(1), form, inst.positions).recipe
     if recipe is None:
         raise CodegenError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from tilus.casts import Form, forms, to_stream
+from tilus.casts import Form, form_named, to_stream
 from tilus.codegen.llvm import casts
 from tilus.codegen.llvm.builder import Builder, Value, constant, vector
 from tilus.codegen.llvm.context import Context, pack
@@ -48,7 +48,7 @@ def unpack(c: Context, out: Tensor, inst: Unpack) -> None:
     if inst.form == "value":
         c.write(out, [casts.cast(c.b, inst.source, inst.dtype, code) for code in codes])
         return
-    [form] = [form for form in forms(inst.source, inst.dtype) if form.name == inst.form]
+    form = form_named(inst.form, inst.source, inst.dtype)
     run = inst.bits.units * inst.bits.lanes
     patterns = [_pattern(c.b, form, inst.positions[i // run], code) for i, code in enumerate(codes)]
     c.write_words(out, pack(c.b, patterns, inst.dtype))
@@ -58,8 +58,9 @@ def _pattern(b: Builder, form: Form, position: int, code: Value) -> Value:
     """Return the lane that spells a code."""
     m = form.magnitude
     stored = b.op("xor", code, form.flipped)
-    lane = b.op("shl", b.op("and", stored, (1 << m) - 1), position)
-    if m < form.source.nbits:
+    field = b.op("and", b.op("lshr", stored, form.low), (1 << m) - 1)
+    lane = b.op("shl", field, position)
+    if form.name == "exponent":
         lane = b.op("or", lane, b.op("shl", b.op("lshr", stored, m), form.lane - 1))
     lane = b.op("or", lane, form.constant)
     if form.factor == 1.0:

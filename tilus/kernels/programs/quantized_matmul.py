@@ -53,12 +53,24 @@ def decode(codes, gz, row, group, CT, ZERO):
 
 
 @inline
-def accumulate(acc, codes, tile, gs, gz, row, group, CT, GROUP, ZERO):
+def product(weight, tile, acc, CT, PARTS):
+    """Return weight · tileᵀ + acc, where the activations are as many numbers of type CT as add up to them exactly."""
+    rest = tile
+    for part in static_range(PARTS):
+        head = rest.to(CT)
+        acc = dot(weight, head.T, acc)
+        if part + 1 < PARTS:
+            rest = rest.to(f32) - head.to(f32)
+    return acc
+
+
+@inline
+def accumulate(acc, codes, tile, gs, gz, row, group, CT, PARTS, GROUP, ZERO):
     """Add the product of a slice of codes [BN, STEP] and activations [BM, STEP], scaled if groups have scales."""
     weight = decode(codes, gz, row, group, CT, ZERO)
     if not GROUP:
-        return dot(weight, tile.to(CT).T, acc)
-    part = dot(weight, tile.to(CT).T, zeros(acc.shape, f32))
+        return product(weight, tile, acc, CT, PARTS)
+    part = product(weight, tile, zeros(acc.shape, f32), CT, PARTS)
     return acc + part * load_global(gs, offset=(row, group), shape=(codes.shape[0], 1)).to(f32)
 
 
@@ -77,6 +89,7 @@ def quantized_matmul(
     *,
     XT: DataType,  # x, bias and y
     CT: DataType,  # what is multiplied
+    PARTS: int,  # numbers of that type that an activation is the sum of
     ST: DataType,
     ZT: DataType,
     PACK: PackLayout,
@@ -117,7 +130,7 @@ def quantized_matmul(
             else:
                 tile = load_global(gx, offset=(col, start), shape=(BM, STEP))
             part = codes[:, j * STEP : (j + 1) * STEP]
-            acc = accumulate(acc, part, tile, gs, gz, row, start // GROUP if GROUP else 0, CT, GROUP, ZERO)
+            acc = accumulate(acc, part, tile, gs, gz, row, start // GROUP if GROUP else 0, CT, PARTS, GROUP, ZERO)
     if not GROUP:
         acc = acc * load_global(gs, offset=(row, 0), shape=(BN, 1)).to(f32)
     if BIAS:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tilus.casts import forms
+from tilus.casts import form_named
 from tilus.dtypes import DataType
 from tilus.ir.expr import Tensor, dtype_of
 from tilus.ir.instructions import (
@@ -85,7 +85,7 @@ def unpack(block: Block, stmt: InstStmt, inst: Unpack) -> Array:
     if inst.form == "value":
         tile = from_codes(inst.source, _tile_of(inst.layout, codes))
         return cast(tile, inst.source, inst.dtype)
-    [form] = [form for form in forms(inst.source, inst.dtype) if form.name == inst.form]
+    form = form_named(inst.form, inst.source, inst.dtype)
     tables = np.stack([form.patterns(position) for position in inst.positions])
     slots = np.arange(inst.layout.local_size) // (inst.bits.units * inst.bits.lanes)
     spelled = tables[slots, codes].astype(inst.dtype.code_dtype)
