@@ -127,10 +127,10 @@ def test_values_are_what_the_type_says(source, target):
 
 
 def test_where_values_cannot_be_had():
-    assert (
-        unpack_values(best_unpacking(dtype("f8e4m3"), dtype("f16")).bits, dtype("f8e4m3"), dtype("f16")) is None
-    )  # NaN
-    assert unpack_values(ROWS["f8e5m2-f16"].bits, dtype("f8e5m2"), dtype("f16")) is not None  # NaN stays NaN
+    assert unpack_values(ROWS["f8e5m2-bf16"].bits, dtype("f8e5m2"), dtype("bf16")) is None  # infinity and NaN
+    assert unpack_values(ROWS["f8e5m2-f16"].bits, dtype("f8e5m2"), dtype("f16")) is not None  # are themselves here
+    for target in ("f16", "bf16"):
+        assert unpack_values(ROWS[f"f8e4m3-{target}"].bits, dtype("f8e4m3"), dtype(target)) is not None
     assert best_unpacking(dtype("nf4"), dtype("f16")) is None
 
 

@@ -11,7 +11,7 @@ from tests.kernels.pairwise import pairwise
 from tilus.dtypes import dtype
 from tilus.ir.target import CUDA_TARGETS
 from tilus.ir.target import target as find_target
-from tilus.kernels.configure import compute_dtype, constants, rows_per_block
+from tilus.kernels.configure import constants, rows_per_block
 from tilus.kernels.programs import layer_norm, matmul, quantized_matmul, softmax, vector_add
 from tilus.runtime.weights import WeightFormat, native_pack
 
@@ -23,7 +23,7 @@ def compiled(name, zero_point, arch, *, activation="f16", m=8, group=128, bias=T
     kind, x = dtype(name), dtype(activation)
     zero = "tensor" if zero_point else "half" if name[0] == "u" else "none"
     form = WeightFormat(native_pack(kind, "cuda"), group, zero)
-    bm = rows_per_block(m, "cuda", compute_dtype(kind, x))
+    bm = rows_per_block(m, "cuda", kind, x)
     values = constants(form, x, dtype("f32" if activation == "f32" else "f16"), bm, bias)
     return quantized_matmul.compile(target=arch, multiples=promises, **values)
 

@@ -85,7 +85,7 @@ def test_lowered_for_every_batch_tile(name, activation, m):
     w = weight(name, name[0] == "u", 64, 70, 90)
     w = w.repack(native_pack(w.dtype, "cuda"))
     x = activations(activation, m, 90)
-    bm = rows_per_block(m, "cuda", compute_dtype(w.dtype, dtype(activation)))
+    bm = rows_per_block(m, "cuda", w.dtype, dtype(activation))
     y = np.full((m, 70), np.nan, x.dtype)
     vm.run(lower(program(w, activation, bm, False), target("sm_86")), arguments(x, w, None, y))
     check(y, x, w, compute=compute_dtype(w.dtype, dtype(activation)))

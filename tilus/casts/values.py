@@ -24,7 +24,7 @@ def unpack_values(bits: BitLayout, source: DataType, target: DataType) -> Recipe
 
 
 def _ways(source: DataType, target: DataType) -> Iterator[tuple[Form, ...]]:
-    yield from ((form,) for form in forms(source, target) if _spells_every_code(form))
+    yield from ((form,) for form in forms(source, target) if _spells_every_code(form) or _lacks_only_nan(source))
     both = parts(source, target)
     if both is not None:
         yield both
@@ -40,11 +40,14 @@ def _values(unpackings: Sequence[Unpacking]) -> Recipe | None:
         bias = sum(u.form.bias(u.positions[slot]) for u in unpackings)
         target = unpackings[0].form.target
         if [scale for _, scale in scaled] == [1.0] and bias == 0.0:
-            results.append(scaled[0][0])
+            result = scaled[0][0]
         elif isinstance(target, Float) and all(_holds(target, x) for x in (bias, *(scale for _, scale in scaled))):
-            results.append(_multiply_add(builder, target, scaled, bias))
+            result = _multiply_add(builder, target, scaled, bias)
         else:
             return None
+        results.append(
+            result if _spells_every_code(unpackings[0].form) else _with_nan(builder, unpackings[0].form, result)
+        )
     return builder.build(results)
 
 
@@ -59,6 +62,23 @@ def _spells_every_code(form: Form) -> bool:
         return True
     same_exponent = isinstance(form.target, Float) and source.exponent_bits == form.target.exponent_bits
     return source.has_inf and same_exponent
+
+
+def _lacks_only_nan(source: DataType) -> bool:
+    """Whether one magnitude, the greatest, is NaN and all others are finite."""
+    return isinstance(source, Float) and source.has_nan and not source.has_inf
+
+
+def _with_nan(builder: RecipeBuilder, form: Form, word: str) -> str:
+    """Make NaN of what lies beyond the greatest value of the source: that overflows, and infinity times 0 is NaN.
+
+    The product with 0 of all other values is a zero of their sign, which changes nothing.
+    """
+    target = form.target
+    assert isinstance(target, Float)
+    factor = int(target.encode(0.97 * float(target.max_value) / float(form.source.max_value))) * 0x10001
+    beyond = builder.put(f"fma_{target}x2", word, factor, 0x80008000)
+    return builder.put(f"fma_{target}x2", beyond, 0, word)
 
 
 def _multiply_add(builder: RecipeBuilder, target: Float, scaled: Sequence[tuple[str, float]], bias: float) -> str:

@@ -41,11 +41,14 @@ def activation_parts(activation: DataType, compute: DataType) -> int:
     return {"f16": 2, "f32": 3}.get(activation.name, 1) if compute == BF16 else 1
 
 
-def rows_per_block(m: int, device: Device, compute: DataType) -> int:
+def rows_per_block(m: int, device: Device, weight: DataType, activation: DataType) -> int:
     """Return the batch tile BM for a batch of `m`."""
     sizes: tuple[int, ...] = (1, 4) if device == "cpu" else (8, 16, 32, LARGEST_BATCH_TILE)
-    if device == "cuda" and compute == F32:
-        sizes = sizes[:1]  # without tensor cores a larger tile does not fit the registers
+    if device == "cuda":
+        compute = compute_dtype(weight, activation)
+        # What does not fit the registers: larger tiles in parts, and any but the smallest without tensor cores.
+        largest = 8 if compute == F32 else LARGEST_BATCH_TILE // activation_parts(activation, compute)
+        sizes = tuple(size for size in sizes if size <= largest)
     return next((size for size in sizes if m <= size), sizes[-1])
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from tilus.dtypes import DataType
 from tilus.errors import LaunchError
-from tilus.kernels.configure import LARGEST_BATCH_TILE, compute_dtype, constants, rows_per_block
+from tilus.kernels.configure import LARGEST_BATCH_TILE, constants, rows_per_block
 from tilus.kernels.programs import quantized_matmul
 from tilus.runtime.arguments import element_type, is_torch
 from tilus.runtime.kernel import BoundKernel
@@ -93,7 +93,7 @@ def _kernel(form: WeightFormat, device: Device, activation: Any, scale: Any, m: 
             f"the words are packed as {form.pack}, this machine's kernels for {device} read {native[0]}",
             hint="QuantizedWeight.packed_for repacks them",
         )
-    bm = rows_per_block(m, device, compute_dtype(form.dtype, x_type))
+    bm = rows_per_block(m, device, form.dtype, x_type)
     return quantized_matmul.bind(**constants(form, x_type, scale_type, bm, bias))
 
 

@@ -1,0 +1,98 @@
+"""What a cast costs in machine code: one warp unpacks codes and stores them, and its instructions are counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tilus.casts import best_unpacking
+from tilus.dtypes import DataType, u32
+from tilus.ir.builder import Builder
+from tilus.ir.expr import const
+from tilus.ir.instructions import Cast, GlobalView, LoadGlobal, StoreGlobal, Unpack, View
+from tilus.ir.program import Program
+from tilus.ir.target import target as find_target
+from tilus.layouts import local, spatial
+from tilus.runtime.compiled import CompiledKernel
+from tilus.runtime.sass import Instruction, parse_sass
+
+_LANES, _VECTOR = 32, 4  # threads, words of a 16-byte access
+
+
+@dataclass(frozen=True, slots=True)
+class CastCost:
+    """Instructions per element of a cast, for one thread.
+
+    Attributes
+    ----------
+    alu : float
+        On the pipe of logical operations, permutations and right shifts: the narrow one.
+    fma : float
+        On the pipe of multiply-adds, which does left shifts too.
+    other : float
+        On all other pipes: conversions, loads from tables.
+    """
+
+    alu: float
+    fma: float
+    other: float
+
+    @property
+    def issue(self) -> float:
+        """All of them."""
+        return self.alu + self.fma + self.other
+
+
+def cast_cost(source: DataType, target: DataType, arch: str, *, numbers: bool = True) -> CastCost:
+    """Compile a cast for a GPU and count.
+
+    Parameters
+    ----------
+    source, target : DataType
+    arch : str
+        `sm_80` and so on.
+    numbers : bool
+        To the numbers that products take (see `tilus.casts.forms`), if the table has a form; else to values.
+    """
+    program, elements = _program(source, target, numbers)
+    return count(CompiledKernel(program, find_target(arch)).sass, elements)
+
+
+def count(sass: str, elements: int) -> CastCost:
+    """Return the cost of the one function in disassembled code that converts so many elements in each thread."""
+    [function] = parse_sass(sass)
+    pipes = {"alu": 0, "fma": 0, "other": 0}
+    for instruction in function.instructions:
+        if _works(instruction):
+            pipe = instruction.klass.pipe
+            pipes[pipe if pipe in pipes else "other"] += 1
+    return CastCost(**{pipe: number / elements for pipe, number in pipes.items()})
+
+
+def _works(instruction: Instruction) -> bool:
+    """Whether an instruction converts; addresses are 64 bits wide, and constants do not count in a loop."""
+    kind, text = instruction.klass.kind, ".".join((instruction.opcode, *instruction.modifiers))
+    if kind in ("iadd", "imad"):
+        return text.startswith(("IMAD.SHL", "IMAD.U32", "IMAD.IADD")) or ("IADD" in text and ".X" not in text)
+    return kind in ("lop3", "prmt", "shf", "half2", "fp32") or text.startswith(("LDC", "LDG.E.U", "I2F", "LDS"))
+
+
+def _program(source: DataType, target: DataType, numbers: bool) -> tuple[Program, int]:
+    best = best_unpacking(source, target)
+    words = _VECTOR * (best.bits.unit_words if best else source.nbits)
+    elements = words * 32 // source.nbits
+    b = Builder("cast_cost")
+    x, y = b.pointer("x", u32, 16), b.pointer("y", target, 16)
+    rows = const(_LANES)
+    gx = b.inst(GlobalView(x, (rows, const(words)), (const(words), const(1))))
+    gy = b.inst(GlobalView(y, (rows, const(elements)), (const(elements), const(1))))
+    packed = b.inst(
+        LoadGlobal(gx, (const(0), const(0)), (_LANES, words), (0, 1)), layout=spatial(_LANES, 1) * local(1, words)
+    )
+    layout = spatial(_LANES, 1) * local(1, elements)
+    bits = best.bits.repeated(_VECTOR) if best else None
+    if best and bits and numbers:
+        tile = b.inst(Unpack(packed, source, target, layout, bits, best.form.name, best.positions))
+    else:
+        tile = b.inst(Cast(b.inst(View(packed, source, layout, bits)), target))
+    b.inst(StoreGlobal(gy, tile, (const(0), const(0)), (0, 1)))
+    return b.program(grid=(const(1),), warps=1), elements
