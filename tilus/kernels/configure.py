@@ -12,7 +12,7 @@ from tilus.runtime.weights.weight import WeightFormat
 
 F32, BF16 = dtype("f32"), dtype("bf16")
 LARGEST_BATCH_TILE = 64
-FMA_STEP = 64
+SINGLE_STEP = 64
 STAGE_BYTES = 76 * 1024  # of the 99 KiB of an sm_86 or sm_89 block; a conversion in f32 takes up to 18
 ZERO_POINTS = {True: dtype("i8"), False: dtype("u8")}  # by whether the codes have a sign
 
@@ -58,8 +58,8 @@ def constants(form: WeightFormat, activation: DataType, scale: DataType, bm: int
     on_cpu = form.pack.device == "cpu"
     compute = F32 if on_cpu else compute_dtype(form.dtype, activation)
     group, width = max(form.group_size, 0), form.pack.tile[1]
-    # No step spans two groups. Without tensor cores a step's weights go through shared memory: few at a time.
-    step = gcd(group, width, width if on_cpu or compute != F32 else FMA_STEP)
+    # No step spans two groups. Activations of f32 take three registers' worth of parts: few at a time.
+    step = gcd(group, width, SINGLE_STEP if activation == F32 and not on_cpu else width)
     return {
         "XT": activation,
         "CT": compute,
