@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tilus.codegen.cuda import cpp
 from tilus.codegen.cuda import ptx as rows
@@ -15,6 +16,9 @@ from tilus.ir.expr import Tensor, Var
 from tilus.ir.target import Target
 from tilus.ir.types import RegisterType, SharedType
 from tilus.layouts import BitLayout, RegisterLayout, SharedLayout
+
+if TYPE_CHECKING:
+    from tilus.codegen.cuda.bank_tables import BankTable
 
 SCRATCH_ALIGNMENT = 16
 # Words of C++ and of CUDA, and names that generated code uses itself.
@@ -90,6 +94,7 @@ class Context:
         self.not_negative: frozenset[Var] = frozenset()
         self.functions: dict[str, cpp.Function] = {}
         self.tables: dict[str, cpp.Table] = {}
+        self.bank_tables: dict[str, BankTable] = {}
         self.bit_layouts: dict[tuple[BitLayout, tuple[int, ...]], int] = {}
         self.digits: dict[tuple[int, int], str] = {}
         self.scratch_offset = -(-shared_bytes // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tilus.codegen.cuda import cpp
+from tilus.codegen.cuda import bank_tables, cpp
 from tilus.codegen.cuda.casts import cast_call
 from tilus.codegen.cuda.context import Context, layout_of, register
 from tilus.codegen.cuda.cpp import Expr, Name
@@ -96,6 +96,8 @@ def cast(ctx: Context, stmt: InstStmt, out: Tensor, inst: I.Cast) -> None:
     """Convert elements by a function made for the pair of types."""
     if register(inst.x).dtype == register(out).dtype:
         copy_words(ctx, ctx.name(out), ctx.name(inst.x), words_of(register(out)))
+    elif bank_tables.suits(ctx, out, inst.x):
+        bank_tables.cast(ctx, out, inst.x)
     else:
         ctx.emit(cast_call(ctx, out, inst.x))
 

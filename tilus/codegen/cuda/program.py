@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tilus.codegen.cuda import cpp
+from tilus.codegen.cuda import bank_tables, cpp
 from tilus.codegen.cuda.casts import cast_call
-from tilus.codegen.cuda.context import Context, register
+from tilus.codegen.cuda.context import SCRATCH_ALIGNMENT, Context, register
 from tilus.codegen.cuda.cpp import Expr, Name
 from tilus.codegen.cuda.fusion import find_fusions
 from tilus.codegen.cuda.registry import EMITTERS
@@ -76,6 +76,8 @@ class _Kernel:
             params = [self._parameter(p.var) for p in program.params]
             self._body(program.body, ())
         shared = ctx.scratch_offset + ctx.scratch_bytes if ctx.scratch_bytes else program.shared_bytes or 0
+        tables = -(-shared // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT
+        shared = tables + bank_tables.nbytes(ctx) if ctx.bank_tables else shared
         if shared > ctx.target.max_shared_bytes:
             raise CodegenError(
                 f"{program.name!r} needs {shared} bytes of shared memory with the scratch space of its reductions, "
@@ -86,6 +88,7 @@ class _Kernel:
         head: list[cpp.Stmt] = [cpp.Declare("u32", "tid", Name("threadIdx.x"), constant=True)]
         if shared:
             head.append(cpp.Declare("u32", "smem", ctx.ptx("shared_address", Name("smem_bytes")), constant=True))
+        head += bank_tables.fill(ctx, tables)
         lines = prelude(ctx)
         lines.add(f'extern "C" __global__ void __launch_bounds__({program.num_threads}) {self.name}(')
         lines.add(f"    {', '.join(params)}) {{")
