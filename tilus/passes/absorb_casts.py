@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -30,7 +31,7 @@ from tilus.ir.target import Target
 from tilus.ir.types import RegisterType
 from tilus.layouts import BitLayout, RegisterLayout, index_table
 from tilus.passes.dead_code import remove_dead
-from tilus.passes.tensors import inst_stmts, register_type
+from tilus.passes.tensors import inst_stmts, register_operands, register_type
 
 _HALVES = ("f16", "bf16")
 _MULTIPLY_ADD = 0.5  # instructions per weight that make values of numbers: one for each pair
@@ -82,6 +83,7 @@ class _Absorber:
         self.made = {s.out: s for s in inst_stmts(program) if isinstance(s.out, Tensor) and counts[s.out] == 1}
         self.unpacked: dict[tuple[int, DataType, str], Tensor] = {}
         self.after: dict[int, list[InstStmt]] = {}  # by the identity of a view: what is to stand behind it
+        self.scaled: dict[Tensor, float] = {}  # what is left to multiply where a product is scaled anyway
 
     def run(self) -> Program:
         def replaced(node: Node) -> tuple[Stmt, ...] | None:
@@ -89,7 +91,9 @@ class _Absorber:
                 return None
             if isinstance(node.inst, Dot):
                 return self.product(node, node.inst)
-            return self.value(node, node.inst) if isinstance(node.inst, Cast | Slice) else None
+            if isinstance(node.inst, Elementwise):
+                return self.scaling(node, node.inst)
+            return self.value(node, node.inst) if isinstance(node.inst, Cast) else None
 
         def placed(node: Node) -> tuple[Stmt, ...] | None:
             return (node, *self.after[id(node)]) if isinstance(node, InstStmt) and id(node) in self.after else None
@@ -147,9 +151,9 @@ class _Absorber:
 
     # --- values -----------------------------------------------------------------------------------------------------
 
-    def value(self, stmt: InstStmt, inst: Instruction) -> tuple[Stmt, ...] | None:
+    def value(self, stmt: InstStmt, inst: Cast) -> tuple[Stmt, ...] | None:
         """Return what takes the place of a cast: a part of the values of the whole view."""
-        codes = self.codes(inst.x, inst.dtype) if isinstance(inst, Cast) else None
+        codes = self.codes(inst.x, inst.dtype)
         if codes is None or codes.dtype.name not in _HALVES:
             return None
         view = _view(codes)
@@ -181,16 +185,55 @@ class _Absorber:
         if not terms or not _pays(inst, terms, weights):
             return None
         lines = _Lines(stmt)
-        products = [
-            _product(lines, inst, term, self.unpack(weights.codes, term.form.name, term.positions), weights)
-            for term in terms
+        scale, total = terms[0].scale, None
+        # The sums come first: they need no weights, so the tensor cores are at work while those are unpacked.
+        sums = [
+            (constant / scale, _sums_of_rows(lines, inst, ranges, weights.codes))
+            for constant, ranges in _constants(terms).items()
+            if constant or weights.columns
         ]
-        total = products[0]
-        for part in products[1:]:
-            total = lines.let(Elementwise("add", (total, part)))
-        for column in weights.columns:
-            total = _without_zero_point(lines, inst, total, column, weights.codes.dtype)
-        lines.define(stmt.out, Elementwise("add", (total, inst.c)))
+        for term in terms:
+            numbers = self.unpack(weights.codes, term.form.name, term.positions)
+            part = lines.times(_product(lines, inst, term, numbers, weights.codes), term.scale / scale)
+            total = part if total is None else lines.let(Elementwise("add", (total, part)))
+        assert total is not None
+        for constant, rows in sums:
+            total = _plus(lines, total, constant, rows, weights.columns, scale)
+        if self.is_zero(inst.c) and stmt.out in self.scalings:
+            assert isinstance(stmt.out, Tensor)
+            self.scaled[stmt.out] = scale
+        else:
+            total = lines.times(total, scale)
+        lines.define(stmt.out, Copy(total) if self.is_zero(inst.c) else Elementwise("add", (total, inst.c)))
+        return tuple(lines.statements)
+
+    def is_zero(self, x: Tensor) -> bool:
+        stmt = self.made.get(x)
+        return stmt is not None and isinstance(stmt.inst, Full) and stmt.inst.value == Const(0.0, f32)
+
+    @cached_property
+    def scalings(self) -> set[Tensor]:
+        """Products whose only use is to be multiplied by a smaller tile."""
+        uses = Counter(x for stmt in inst_stmts(self.program) for x in register_operands(stmt.inst))
+        found = set()
+        for stmt in inst_stmts(self.program):
+            match stmt.inst:
+                case Elementwise(op="mul", args=(Tensor() as x, Tensor() as scale)):
+                    if uses[x] == 1 and register_type(scale).numel < register_type(x).numel:
+                        found.add(x)
+                case _:
+                    pass
+        return found
+
+    def scaling(self, stmt: InstStmt, inst: Elementwise) -> tuple[Stmt, ...] | None:
+        """Multiply the scales of a group by what is left of a product's own scale: they are fewer."""
+        if inst.op != "mul" or not isinstance(inst.args[0], Tensor) or inst.args[0] not in self.scaled:
+            return None
+        x, scale = inst.args
+        assert isinstance(x, Tensor)
+        assert isinstance(scale, Tensor)
+        lines = _Lines(stmt)
+        lines.define(stmt.out, Elementwise("mul", (x, lines.times(scale, self.scaled[x]))))
         return tuple(lines.statements)
 
 
@@ -222,9 +265,9 @@ class _Term:
         return self.form.scale(self.position)
 
     @property
-    def bias(self) -> float:
-        """What is added to every number."""
-        return (self.form.bias(self.position) + self.offset) / self.scale
+    def constant(self) -> float:
+        """What is added to every number times its scale."""
+        return self.form.bias(self.position) + self.offset
 
 
 def _terms(weights: _Weights) -> list[_Term]:
@@ -252,15 +295,51 @@ def _only_bias(unpacking: Unpacking) -> float:
     return unpacking.form.bias(position)
 
 
-def _product(lines: _Lines, inst: Dot, term: _Term, numbers: Tensor, weights: _Weights) -> Tensor:
-    part, first, (rows, _) = lines.zeros(inst.c), weights.codes.start, register_type(numbers).shape
+def _product(lines: _Lines, inst: Dot, term: _Term, numbers: Tensor, codes: _Codes) -> Tensor:
+    part, rows = lines.zeros(inst.c), _rows(codes)
     for start, stop in term.ranges:
-        x = lines.slice(inst.b, (start - first, 0), (stop - start, register_type(inst.b).shape[1]))
-        part = lines.let(Dot(lines.slice(numbers, (0, start), (rows, stop - start)), x, part))
-        if term.bias:
-            constant = lines.let(Full(Const(term.bias, weights.codes.dtype), (rows, stop - start)))
-            part = lines.let(Dot(constant, x, part))
-    return part if term.scale == 1.0 else lines.let(Elementwise("mul", (part, Const(term.scale, f32))))
+        w = lines.slice(numbers, (0, start), (rows, stop - start))
+        part = lines.let(Dot(w, lines.inner(inst.b, start - codes.start, stop - codes.start), part))
+    return part
+
+
+def _constants(terms: list[_Term]) -> dict[float, list[tuple[int, int]]]:
+    """Return where along k each constant is added: terms of one form share it, parts of a code stand at one place."""
+    found: dict[float, list[tuple[int, int]]] = {}
+    for term in terms:
+        if term.form.name == terms[0].form.name:
+            found.setdefault(term.constant, []).extend(term.ranges)
+    return {constant: _joined(sorted(ranges)) for constant, ranges in found.items()}
+
+
+def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    joined: list[tuple[int, int]] = []
+    for start, stop in ranges:
+        if joined and joined[-1][1] == start:
+            joined[-1] = joined[-1][0], stop
+        else:
+            joined.append((start, stop))
+    return joined
+
+
+def _sums_of_rows(lines: _Lines, inst: Dot, ranges: list[tuple[int, int]], codes: _Codes) -> Tensor:
+    """Return the sum of the right operand over some of k, for each of its columns, in all rows of the result."""
+    sums = lines.zeros(inst.c)
+    for start, stop in ranges:
+        ones = lines.let(Full(Const(1.0, codes.dtype), (_rows(codes), stop - start)))
+        sums = lines.let(Dot(ones, lines.inner(inst.b, start - codes.start, stop - codes.start), sums))
+    return sums
+
+
+def _plus(
+    lines: _Lines, total: Tensor, constant: float, sums: Tensor, columns: tuple[Tensor, ...], scale: float
+) -> Tensor:
+    """Add the sum over k of what is the same for all weights of a row: a number, less the zero points."""
+    factor: Tensor | Const = Const(constant, f32)
+    for column in columns:
+        wide = lines.times(lines.let(Cast(column, f32)), -1.0 / scale)
+        factor = wide if factor == Const(0.0, f32) else lines.let(Elementwise("add", (wide, factor)))
+    return lines.let(Elementwise("add", (total, lines.let(Elementwise("mul", (sums, factor))))))
 
 
 @dataclass(slots=True)
@@ -284,15 +363,15 @@ class _Lines:
     def zeros(self, like: Tensor) -> Tensor:
         return self.let(Full(Const(0.0, f32), register_type(like).shape))
 
+    def times(self, x: Tensor, factor: float) -> Tensor:
+        return x if factor == 1.0 else self.let(Elementwise("mul", (x, Const(factor, f32))))
+
+    def inner(self, x: Tensor, start: int, stop: int) -> Tensor:
+        """Return some rows of a product's right operand."""
+        return self.slice(x, (start, 0), (stop - start, register_type(x).shape[1]))
+
     def slice(self, x: Tensor, offset: tuple[int, int], shape: tuple[int, int]) -> Tensor:
         return x if register_type(x).shape == shape else self.let(Slice(x, offset, shape))
-
-
-def _without_zero_point(lines: _Lines, inst: Dot, total: Tensor, column: Tensor, dtype: DataType) -> Tensor:
-    ones = lines.let(Full(Const(1.0, dtype), register_type(inst.a).shape))
-    sums = lines.let(Dot(ones, inst.b, lines.zeros(inst.c)))
-    wide = lines.let(Cast(column, f32))
-    return lines.let(Elementwise("sub", (total, lines.let(Elementwise("mul", (sums, wide))))))
 
 
 def _pays(inst: Dot, terms: list[_Term], weights: _Weights) -> bool:
@@ -301,12 +380,12 @@ def _pays(inst: Dot, terms: list[_Term], weights: _Weights) -> bool:
     A thread of a warp has 4 accumulators and, for 16 of k, 8 weights.
     """
     (_, k), n = register_type(inst.a).shape, register_type(inst.b).shape[1]
-    sums = len(weights.columns) + any(term.bias for term in terms)
+    sums = len([constant for constant in _constants(terms) if constant or weights.columns])
     if not sums and all(term.scale == 1.0 for term in terms):
         return True  # numbers are values
-    parts = len({term.form.name for term in terms})
-    extra = (n / 8) * (4 * (len(terms) + len(weights.columns)) + (sums + parts - 1) * k / 16)
-    return extra < _MULTIPLY_ADD * k / 2 * (parts + bool(weights.columns))
+    count = len({term.form.name for term in terms})
+    extra = (n / 8) * (4 * (len(terms) + sums) + (bool(sums) + count - 1) * k / 16)
+    return extra < _MULTIPLY_ADD * k / 2 * (count + bool(weights.columns))
 
 
 def _numbers(bits: BitLayout, source: DataType, target: DataType) -> list[Unpacking]:
