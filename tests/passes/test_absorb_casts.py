@@ -1,0 +1,183 @@
+"""What becomes of casts of codes with a bit layout: numbers where that is cheaper, values elsewhere, the same results."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from tilus import vm
+from tilus.casts import best_unpacking
+from tilus.dtypes import dtype
+from tilus.ir.instructions import Cast, Dot, Full, Unpack, View
+from tilus.ir.parser import parse
+from tilus.ir.printer import to_text
+from tilus.ir.target import target
+from tilus.layouts import local
+from tilus.passes.absorb_casts import absorb_casts
+from tilus.passes.pipeline import lower
+from tilus.passes.tensors import inst_stmts
+from tilus.runtime.weights.packing import FRAGMENT, PackLayout
+
+ROWS = 16
+
+
+@dataclass
+class Case:
+    """y = (codes [+ more]) · x [+ more], on one warp; `after` may say how the weights are made of the cast codes."""
+
+    name: str = "u4"
+    to: str = "f16"
+    n: int = 8
+    after: str = "  w: register[{to}, ({rows}, {k})] = copy(x=v)\n"
+    scale: str = ""
+    k: int = 128
+
+    @property
+    def pack(self):
+        kind = dtype(self.name)
+        layout = local(1, self.k // 16) * FRAGMENT
+        best = best_unpacking(kind, dtype(self.to))
+        assert best is not None
+        units = layout.local_size // (best.bits.num_slots * 2)
+        return PackLayout(kind, layout, 4, best.bits.repeated(units))
+
+    def program(self):
+        pack = self.pack
+        words = pack.words
+        head = f"""program case(px: ptr[{self.to}], pw: ptr[u32], pz: ptr[u8], py: ptr[f32]) {{
+  grid (1,)
+  warps 1
+  gx: global[{self.to}, 2] = global_view(ptr=px, shape=({self.k}, {self.n}), strides=({self.n}, 1))
+  gw: global[u32, 3] = global_view(ptr=pw, shape={words.shape}, strides=({words.shape[1] * 4}, 4, 1))
+  gz: global[u8, 2] = global_view(ptr=pz, shape=({ROWS}, 1), strides=(1, 1))
+  gy: global[f32, 2] = global_view(ptr=py, shape=({ROWS}, {self.n}), strides=({self.n}, 1))
+  x: register[{self.to}, ({self.k}, {self.n})] = load_global(view=gx, offset=(0, 0), shape=({self.k}, {self.n}), dims=(0, 1), other=0.0)
+  p: register[u32, {words.shape}, {words}] = load_global(view=gw, offset=(0, 0, 0), shape={words.shape}, dims=(0, 1, 2), other=0.0)
+  z8: register[u8, ({ROWS}, 1)] = load_global(view=gz, offset=(0, 0), shape=({ROWS}, 1), dims=(0, 1), other=0.0)
+  z: register[{self.to}, ({ROWS}, 1)] = cast(x=z8, dtype={self.to})
+  zf: register[f32, ({ROWS}, 1)] = cast(x=z8, dtype=f32)
+  c: register[{self.name}, ({ROWS}, {self.k}), {pack.fragment}] = view(x=p, dtype={self.name}, layout={pack.fragment}, bits={pack.bits})
+  v: register[{self.to}, ({ROWS}, {self.k})] = cast(x=c, dtype={self.to})
+"""
+        body = self.after.format(to=self.to, rows=ROWS, k=self.k)
+        tail = f"""  zero: register[f32, ({ROWS}, {self.n})] = full(value=0.0, shape=({ROWS}, {self.n}))
+  y: register[f32, ({ROWS}, {self.n})] = dot(a=w, b=x, c=zero)
+{self.scale}  store_global(view=gy, tile=y, offset=(0, 0), dims=(0, 1))
+}}"""
+        return parse(head + body + tail)
+
+    def run(self, program):
+        kind, rng = dtype(self.name), np.random.default_rng(0)
+        values = kind.decode(np.arange(kind.num_codes))
+        exact = np.flatnonzero((np.abs(values) <= 256) & (values * 4 == np.round(values * 4)))  # sums in any order
+        codes = rng.choice(exact, (ROWS, self.k)).astype(np.uint8)
+        x = rng.integers(-2, 3, (self.k, self.n))
+        y = np.zeros((ROWS, self.n), np.float32)
+        floats = dtype(self.to).encode(x.astype(np.float64)).view(dtype(self.to).numpy_dtype)
+        words = self.pack.pack(codes)
+        vm.run(program, [floats, words, rng.integers(0, 16, (ROWS, 1)).astype(np.uint8), y])
+        return y
+
+
+def found(program, kind):
+    return [stmt.inst for stmt in inst_stmts(program) if isinstance(stmt.inst, kind)]
+
+
+SUB = '  w: register[{{to}}, ({{rows}}, {{k}})] = elementwise(op="sub", args=(v, {}))\n'
+CASES = {
+    "subnormals in two classes": (Case(), "subnormal", 2, 0),
+    "a constant": (Case(after=SUB.format("8.0_f16")), "subnormal", 3, 1),
+    "signed": (Case("i4"), "subnormal", 3, 1),
+    "a zero point for each row": (Case(after=SUB.format("z")), "subnormal", 3, 1),
+    "both": (Case("i4", after=SUB.format("z")), "subnormal", 3, 1),
+    "bf16: one class, and what it is off by": (Case(to="bf16"), "offset", 2, 1),
+    "bf16, three bits: two classes": (Case("u3", to="bf16", k=256), "offset", None, 2),
+    "a float": (Case("f4e2m1"), "exponent", 1, 0),
+    "a float that loses nothing": (Case("f8e5m2"), "exponent", 1, 0),
+    "one bit": (Case("u1", k=256), "subnormal", None, 0),
+    "seven bits": (Case("i7", k=256), "subnormal", None, 1),
+}  # what is multiplied, by how many products, of which so many with ones
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_products_of_numbers(name):
+    case, form, products, ones = CASES[name]
+    program = case.program()
+    after = absorb_casts(program, target("sm_80"))
+    assert [inst.form for inst in found(after, Unpack)] == [form]
+    assert not found(after, View)
+    assert products in (None, len(found(after, Dot)))
+    assert len([inst for inst in found(after, Full) if inst.value.value == 1.0]) == ones
+    assert parse(to_text(after)) == after
+    expected = case.run(program)
+    assert np.abs(expected).max() > 0
+    np.testing.assert_array_equal(case.run(after), expected)
+    np.testing.assert_array_equal(case.run(lower(program, target("sm_80"))), expected)
+
+
+HALVES = '  w: register[{to}, ({rows}, {k})] = elementwise(op="mul", args=(v, 0.5_f16))\n'
+VALUES = {
+    "a large batch": Case(n=64),
+    "a number that is no whole one": Case(after=SUB.format("0.5_f16")),
+    "something else is done to the weights": Case(after=HALVES),
+    "a float with something added": Case("f4e2m1", after=SUB.format("1.0_f16")),
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_values_where_numbers_do_not_pay_or_would_be_wrong(name):
+    case = VALUES[name]
+    program = case.program()
+    after = absorb_casts(program, target("sm_80"))
+    assert [inst.form for inst in found(after, Unpack)] == ["value"]
+    assert len(found(after, Dot)) == 1
+    expected = case.run(program)
+    np.testing.assert_array_equal(case.run(after), expected)
+    np.testing.assert_array_equal(case.run(lower(program, target("sm_90a"))), expected)
+
+
+def test_weights_that_are_defined_twice_stay_values():
+    case = Case(after=Case.after + '  w = elementwise(op="add", args=(w, w))\n')
+    program = case.program()
+    after = absorb_casts(program, target("sm_80"))
+    assert [inst.form for inst in found(after, Unpack)] == ["value"]
+    np.testing.assert_array_equal(case.run(after), case.run(program))
+
+
+def test_scales_of_rows_take_the_products_scale():
+    case = Case(scale='  y = elementwise(op="mul", args=(y, zf))\n')
+    other = Case(scale=f'  r: register[f32, ({ROWS}, 8)] = elementwise(op="mul", args=(y, zf))\n  y = copy(x=r)\n')
+    for each in (case, other):
+        program = each.program()
+        np.testing.assert_array_equal(each.run(absorb_casts(program, target("sm_80"))), each.run(program))
+
+
+def test_codes_in_parts():
+    case = Case("u8", to="f16")
+    program = case.program()
+    text = to_text(program).replace("f16", "bf16")
+    case.to = "bf16"
+    program = parse(text)
+    after = absorb_casts(program, target("sm_80"))
+    assert sorted(inst.form for inst in found(after, Unpack)) == ["offset_high", "offset_low"]
+    pack = Case("u8").pack
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 256, (ROWS, 128)).astype(np.uint8)
+    x = rng.integers(-2, 3, (128, 8)).astype(np.float64)
+    floats = dtype("bf16").encode(x).view(dtype("bf16").numpy_dtype)
+    results = []
+    for each in (program, after, lower(program, target("sm_80"))):
+        y = np.zeros((ROWS, 8), np.float32)
+        vm.run(each, [floats, pack.pack(codes), np.zeros((ROWS, 1), np.uint8), y])
+        results.append(y)
+    np.testing.assert_array_equal(results[0], codes.astype(float) @ x)
+    np.testing.assert_array_equal(results[1], results[0])
+    np.testing.assert_array_equal(results[2], results[0])
+
+
+def test_other_programs_and_targets_are_left_alone():
+    program = Case().program()
+    assert absorb_casts(program, target("cpu")) is program
+    plain = parse(to_text(program).split("  c: ")[0] + "}")
+    assert absorb_casts(plain, target("sm_80")) is plain
+    assert not found(plain, Cast) or len(found(plain, Cast)) == 2
