@@ -2,16 +2,20 @@
 
 Compiles the library's program for every weight type, target and batch tile, and counts in the disassembly: no GPU is
 needed, and the numbers do not depend on the machine. f16 activations and scales, groups of 128, bias; unsigned integers
-have zero points. Writes `sass_counts.json` and a table to read, `sass_counts.md`.
+have zero points. Writes `sass_counts.json` and a table to read, `sass_counts.md`, which has beside each number the one
+from before casts were synthesised (`sass_counts_first_light.json`); with `--budget` also `tests/kernels/budget.txt`, to
+which a test holds every kernel.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator, Sequence
+from functools import cache
 
-from record import RESULTS, write
+from record import RESULTS, ROOT, write
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -22,7 +26,18 @@ from tilus.runtime.weights.packing import native_pack
 from tilus.runtime.weights.weight import WeightFormat, ZeroPoint
 
 GROUP = 128
-COLUMNS = ("type", "target", "BM", "instructions / weight", "registers", "spilled bytes", "shared bytes", "conflicts")
+BUDGET = ROOT / "tests" / "kernels" / "budget.txt"
+COLUMNS = (
+    "type",
+    "target",
+    "BM",
+    "instructions / weight",
+    "before",
+    "registers",
+    "spilled bytes",
+    "shared bytes",
+    "conflicts",
+)
 
 
 def weight_types() -> list[DataType]:
@@ -45,6 +60,8 @@ def main() -> None:
         write("sass_counts", settings, rows, dated=False)
         (RESULTS / "sass_counts.md").write_text("\n".join(_markdown(rows)) + "\n")
         print("wrote bench/results/sass_counts.json and sass_counts.md")
+    if options.budget:
+        BUDGET.write_text("".join(_budget(rows)))
     spilled = [row for row in rows if row["spilled_bytes"]]
     if spilled:
         raise SystemExit(f"{len(spilled)} of {len(rows)} kernels spill")
@@ -55,6 +72,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--types", help="for instance u4,u3 (default: every weight type)")
     parser.add_argument("--targets", default="sm_80,sm_90a", help="(default sm_80,sm_90a)")
     parser.add_argument("--all-zero-points", action="store_true", help="unsigned integers also without zero points")
+    parser.add_argument("--budget", action="store_true", help="write what tests allow, too")
     parser.add_argument("--no-write", action="store_true", help="write no result files")
     return parser.parse_args()
 
@@ -86,8 +104,28 @@ def _row(kind: DataType, zero: ZeroPoint, target: str, bm: int) -> dict[str, obj
 
 def _cells(row: dict[str, object]) -> Iterator[str]:
     yield f"{row['type']}" + (" (half)" if row["zero_point"] == "half" else "")
-    yield from (f"{row['target']}", f"{row['bm']}", f"{row['instructions_per_weight']:.2f}", f"{row['registers']}")
+    before = _before().get((row["type"], row["zero_point"], row["target"], row["bm"]))
+    yield from (f"{row['target']}", f"{row['bm']}", f"{row['instructions_per_weight']:.2f}")
+    yield from ("-" if before is None else f"{before:.2f}", f"{row['registers']}")
     yield from (f"{row['spilled_bytes']}", f"{row['shared_bytes']}", f"{row['bank_conflicts']}")
+
+
+@cache
+def _before() -> dict[tuple[object, ...], float]:
+    """Return the instructions per weight of the first version."""
+    rows = json.loads((RESULTS / "sass_counts_first_light.json").read_text())["rows"]
+    return {
+        tuple(row[k] for k in ("type", "zero_point", "target", "bm")): row["instructions_per_weight"] for row in rows
+    }
+
+
+def _budget(rows: Sequence[dict[str, object]]) -> Iterator[str]:
+    yield "# Instructions per weight that the quantized matmul's hot loop may take, batch tile 8, f16, groups of 128.\n"
+    yield "# `python bench/sass_counts.py --budget` writes this file.\n"
+    for row in rows:
+        if row["bm"] == 8:
+            name, zero, target = (str(row[k]) for k in ("type", "zero_point", "target"))
+            yield f"{name:8} {zero:7} {target:7} {row['instructions_per_weight']:6.3f}\n"
 
 
 def _table(rows: Sequence[dict[str, object]]) -> Table:

@@ -1,0 +1,31 @@
+"""Every kernel's hot loop holds its budget of instructions per weight, counted in machine code."""
+
+from pathlib import Path
+
+import pytest
+
+from tilus.dtypes import dtype, f16
+from tilus.kernels.cost import matmul_cost
+from tilus.runtime.weights import WeightFormat, native_pack
+
+BUDGET = Path(__file__).with_name("budget.txt")
+ROWS = [line.split() for line in BUDGET.read_text().splitlines() if not line.startswith("#")]
+SLACK = 1.02  # another version of the compiler may schedule a little differently
+
+
+@pytest.mark.parametrize(("name", "zero", "target", "limit"), ROWS)
+def test_the_hot_loop_keeps_its_budget(name, zero, target, limit):
+    form = WeightFormat(native_pack(dtype(name), "cuda"), 128, zero)
+    cost = matmul_cost(form, f16, f16, bm=8, target=target)
+    assert cost.spills == 0
+    assert cost.bank_conflicts == 0
+    assert cost.loop.mix["mma"] > 0, "every type runs on tensor cores"
+    assert cost.instructions_per_weight <= float(limit) * SLACK
+    if cost.instructions_per_weight < float(limit) / SLACK:
+        print(f"lower the budget of {name} on {target}: {cost.instructions_per_weight:.3f}")
+
+
+def test_every_type_has_a_budget():
+    from tests.kernels.cases import TYPES
+
+    assert {row[0] for row in ROWS} == set(TYPES)
