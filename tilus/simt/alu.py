@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from tilus.errors import VMError
 from tilus.simt import convert, floats, integers
 from tilus.simt.formats import Array
 from tilus.simt.opcode import FAMILIES, Operation, as_word, operation, view_type, word_type
@@ -45,9 +44,7 @@ def evaluate(opcode: str, *operands: Any) -> Any:
         If the opcode is not known, or takes another number of operands.
     """
     op = operation(opcode)
-    if not len(op.operands) - 1 <= len(operands) <= len(op.operands):
-        raise VMError(f"`{opcode}` takes {len(op.operands)} operands, got {len(operands)}")
-    words = [_word(x, kind) for x, kind in zip(operands, op.operands, strict=False)]
+    words = [_word(x, kind) for x, kind in zip(operands, op.kinds(len(operands)), strict=True)]
     with np.errstate(all="ignore"):
         found = op.function(*words)
     shape = np.broadcast_shapes(*(np.shape(x) for x in operands))

@@ -284,7 +284,7 @@ def _min_max(op: Opcode) -> Operation:
         return compute(result, *more) if more else result
 
     two = _rounded(op, kind, 2, compute)
-    return Operation(two.results, (kind,) * 3, two.function) if kind == "f32" else two
+    return Operation(two.results, (kind,) * 3, two.function, 1) if kind == "f32" else two
 
 
 _ORDER: dict[str, Compute] = {

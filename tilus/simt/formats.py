@@ -149,7 +149,8 @@ def encode(values: Array, form: Format, rounding: str = "rn", *, satfinite: bool
         return _encode_fast(values, form)
     finite = np.where(np.isfinite(values), values, 0.0)
     least = 1 - form.bias - form.mantissa
-    last = np.maximum(np.frexp(finite)[1] - 1 - form.mantissa, least)
+    exponent = np.where(finite == 0, least, np.frexp(finite)[1] - 1 - form.mantissa)
+    last = np.maximum(exponent, least)
     whole = INTEGRAL[rounding](np.ldexp(finite, -last))
     code = ((last - least).astype(np.int64) << form.mantissa) + np.abs(whole).astype(np.int64)
     code = np.where(np.isinf(values), form.largest + 1, code)

@@ -92,14 +92,23 @@ class Operation:
     Attributes
     ----------
     results, operands : tuple of str
-        PTX types. Operands may be left out from the end if the function has defaults for them.
+        PTX types.
     function : callable
         From arrays of the operands' types, which broadcast, to an array or a tuple of arrays.
+    optional : int
+        Operands that may be left out at the end.
     """
 
     results: tuple[str, ...]
     operands: tuple[str, ...]
     function: Callable[..., Any]
+    optional: int = 0
+
+    def kinds(self, count: int) -> tuple[str, ...]:
+        """Return the types of `count` operands."""
+        if not len(self.operands) - self.optional <= count <= len(self.operands):
+            raise VMError(f"expected {len(self.operands)} operands, got {count}")
+        return self.operands[:count]
 
 
 Family = Callable[[Opcode], Operation]

@@ -281,6 +281,11 @@ class _Parser:
                 self.block()
             case ";":
                 pass
+            case ".branchtargets":
+                label = self.function.body[-1]
+                targets: list[Operand] = []
+                self.list_of(";", lambda: targets.append(self.operand()))
+                self.function.tables[str(label)] = tuple(t.name for t in targets if isinstance(t, Symbol))
             case ".pragma" | ".callprototype":
                 while not self.accept(";"):
                     self.take()

@@ -47,7 +47,7 @@ class Program:
         Names to addresses in each thread's memory, `local_bytes` in all.
     data : list of Variable
         Global and constant variables.
-    directives : dict
+    directives, tables : dict
     """
 
     name: str
@@ -57,6 +57,7 @@ class Program:
     labels: dict[str, int]
     data: list[Variable]
     directives: Mapping[str, tuple[int, ...]]
+    tables: Mapping[str, tuple[str, ...]]
     leaders: list[int] = field(default_factory=list)
     shared: dict[str, int] = field(default_factory=dict)
     shared_bytes: int = 0
@@ -78,11 +79,12 @@ def link(module: Module, kernel: str) -> Program:
         names = ", ".join(f.name for f in module.functions.values() if f.is_entry)
         raise VMError(f"the PTX has no kernel {kernel!r}", hint=f"it has {names or 'none'}")
     expansion = _Expansion(module)
-    body = list(expansion.body(function, ""))
+    body = list(expansion.body(function))
     variables = {**module.variables, **function.variables, **expansion.variables}
+    tables = {**function.tables, **expansion.tables}
     code = [item for item in body if isinstance(item, Instruction)]
     data = [v for v in variables.values() if v.space in ("global", "const")]
-    program = Program(kernel, module.target, function.params, code, _labels(body), data, function.directives)
+    program = Program(kernel, module.target, function.params, code, _labels(body), data, function.directives, tables)
     program.leaders = _leaders(program)
     _lay_out(program, variables)
     return program
@@ -94,16 +96,17 @@ class _Expansion:
     def __init__(self, module: Module) -> None:
         self.module = module
         self.variables: dict[str, Variable] = {}
+        self.tables: dict[str, tuple[str, ...]] = {}
         self.calls = 0
 
-    def body(self, function: Function, prefix: str) -> Iterator[Instruction | str]:
+    def body(self, function: Function) -> Iterator[Instruction | str]:
         for item in function.body:
             if isinstance(item, Instruction) and item.root == "call" and not _is_intrinsic(item):
-                yield from self.call(item, prefix)
+                yield from self.call(item)
             else:
                 yield item
 
-    def call(self, call: Instruction, prefix: str) -> Iterator[Instruction | str]:
+    def call(self, call: Instruction) -> Iterator[Instruction | str]:
         name, results, arguments = call_parts(call)
         callee = self.module.functions.get(name)
         if callee is None or not callee.body:
@@ -111,14 +114,16 @@ class _Expansion:
         self.calls += 1
         if self.calls > _MOST_CALLS:
             raise VMError(f"{call.place}: `{call.text}`: more than {_MOST_CALLS} calls; recursion is not supported")
-        mark = f"{prefix}{name}#{self.calls}:"
+        mark = f"{name}#{self.calls}:"
+        inner = list(self.body(callee))
         names = {v.name: mark + v.name for v in callee.variables.values()}
-        names |= {item: mark + item for item in callee.body if isinstance(item, str)}
+        names |= {item: mark + item for item in inner if isinstance(item, str)}
         formal = [*callee.results, *callee.params]
         names |= {v.name: actual for v, actual in zip(formal, [*results, *arguments], strict=True)}
         self.variables |= {names[v.name]: replace(v, name=names[v.name]) for v in callee.variables.values()}
+        self.tables |= {mark + k: tuple(mark + t for t in targets) for k, targets in callee.tables.items()}
         end = mark + "return"
-        for item in list(self.body(callee, mark)):
+        for item in inner:
             yield mark + item if isinstance(item, str) else _renamed(item, names, mark, end, call)
         yield end
 

@@ -9,6 +9,7 @@ from tilus.errors import VMError
 from tilus.simt.syntax import Instruction, Source
 
 Index3 = tuple[int, int, int]
+_MOST_SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +158,9 @@ class Report:
         if self.ok:
             return head + "no findings"
         texts = []
-        for finding in self.findings:
+        for finding in self.findings[:_MOST_SHOWN]:
             times = self.times[finding.kind, finding.instruction, finding.other]
             texts.append(str(finding) + (f"\n  {times} times" if times > 1 else ""))
+        if len(self.findings) > _MOST_SHOWN:
+            texts.append(f"... and {len(self.findings) - _MOST_SHOWN} more")
         return head + f"{len(self.findings)} findings\n\n" + "\n\n".join(texts)

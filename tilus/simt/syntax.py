@@ -164,6 +164,8 @@ class Function:
         Those declared inside: shared, local, and parameters of calls.
     directives : dict
         `maxntid`, `reqntid`, `explicitcluster`, `reqnctapercluster` and the like, with their numbers.
+    tables : dict
+        Labels of tables of branch targets.
     """
 
     name: str
@@ -173,6 +175,7 @@ class Function:
     body: list[Instruction | str] = field(default_factory=list)
     variables: dict[str, Variable] = field(default_factory=dict)
     directives: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    tables: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

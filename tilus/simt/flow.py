@@ -1,0 +1,122 @@
+"""What can be said of a program without running it: registers that may be read unset, and independence of data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from tilus.simt.decode import Context
+from tilus.simt.program import Program
+from tilus.simt.syntax import BYTES, Address, Immediate, Symbol
+
+_MEMORY = {"ld", "ldu", "st", "atom", "red", "cp", "ldmatrix", "stmatrix", "mbarrier", "wgmma"}
+_WAYS = {"bra", "brx", "bar", "barrier", "ret", "exit", "mbarrier"}
+
+
+def _successors(program: Program, piece: int, contexts: Sequence[Context]) -> Iterator[int]:
+    bounds = [*program.leaders, len(program.code)]
+    last = program.code[bounds[piece + 1] - 1]
+    branch = last.root in ("bra", "brx")
+    if not (branch or last.root in ("ret", "exit", "trap")) or last.guard is not None:
+        yield piece + 1
+    for operand in last.operands if branch else ():
+        if isinstance(operand, Symbol):
+            for label in program.tables.get(operand.name, (operand.name,)):
+                at = program.labels[label]
+                yield program.leaders.index(at) if at < len(program.code) else len(program.leaders)
+
+
+def possibly_unset(program: Program, contexts: Sequence[Context]) -> set[str]:
+    """Return the registers that some path reads before it sets them."""
+    everything = {name for c in contexts for name in (*c.reads, *c.writes)}
+    pieces = len(program.leaders)
+    bounds = [*program.leaders, len(program.code)]
+    entry: list[set[str] | None] = [None] * (pieces + 1)
+    entry[0] = set()
+    work, unset = [0], set[str]()
+    while work:
+        piece = work.pop()
+        if piece >= pieces:
+            continue
+        known = set(entry[piece] or ())
+        for context in contexts[bounds[piece] : bounds[piece + 1]]:
+            unset |= context.reads - known
+            if context.instruction.guard is None:
+                known |= context.writes
+        for target in _successors(program, piece, contexts):
+            old = entry[target]
+            new = known if old is None else old & known
+            if old is None or new != old:
+                entry[target] = set(new)
+                work.append(target)
+    return unset & everything
+
+
+def narrowest(contexts: Sequence[Context], space: str) -> int:
+    """Return the least number of bytes that an instruction reads or writes in a space."""
+    sizes = [16]
+    for context in contexts:
+        code = context.instruction
+        if code.root not in _MEMORY or code.root in ("mbarrier", "wgmma"):
+            continue
+        parts = code.opcode.split(".")
+        if code.root == "cp":
+            sizes += [x.bits for x in code.operands[2:3] if isinstance(x, Immediate) and x.bits in (4, 8)]
+        elif not _elsewhere(parts, space):
+            count = next((int(p[1]) for p in parts if p in ("v2", "v4", "v8")), 1)
+            sizes += [BYTES[parts[-1]] * count] if code.root not in ("ldmatrix", "stmatrix") else []
+    return min(sizes)
+
+
+def _elsewhere(parts: Sequence[str], space: str) -> bool:
+    spaces = {p.partition("::")[0] for p in parts} & {"global", "shared", "local", "param", "const"}
+    return bool(spaces) and not spaces & {space, "const" if space == "global" else space}
+
+
+def is_data_independent(contexts: Sequence[Context]) -> bool:
+    """Return whether no address, branch or predicate of a memory access depends on what memory holds.
+
+    Registers carry data if they are loaded from global memory or computed from such; other memory carries data once
+    such a register is stored there. Where it is true, one clean run at a shape shows that there are no races and no
+    faults of bounds for all contents of the arrays.
+    """
+    tainted: set[str] = set()
+    spaces = {"global"}
+    before = (-1, -1)
+    while before != (len(tainted), len(spaces)):
+        before = len(tainted), len(spaces)
+        for context in contexts:
+            _spread(context, tainted, spaces)
+    return not any(_decides(context, tainted) for context in contexts)
+
+
+def _space(context: Context) -> str:
+    parts = {p.partition("::")[0] for p in context.instruction.opcode.split(".")}
+    if any(isinstance(x, Address) and isinstance(x.base, Symbol) and x.base.name in context.machine.program.local
+           for x in context.operands):  # fmt: skip
+        return "local"  # a parameter of a call, too
+    return next((s for s in ("shared", "local", "param", "const", "global") if s in parts), "global")
+
+
+def _spread(context: Context, tainted: set[str], spaces: set[str]) -> None:
+    root, space = context.instruction.root, _space(context)
+    if root == "cp":
+        spaces.add("shared")
+    if root in ("ld", "ldu", "ldmatrix", "atom") and space in spaces:
+        tainted |= context.writes
+    if context.reads & tainted:
+        tainted |= context.writes
+        if root in ("st", "stmatrix", "atom", "red"):
+            spaces.add(space)
+    if root == "wgmma" and "shared" in spaces:
+        tainted |= context.writes
+
+
+def _decides(context: Context, tainted: set[str]) -> bool:
+    code = context.instruction
+    if context.addresses & tainted:
+        return True
+    guard = code.guard
+    if guard is None or code.root not in _MEMORY | _WAYS:
+        return code.root == "brx" and bool(context.reads & tainted)
+    name = guard.register.name if not hasattr(guard, "name") else guard.name
+    return name in tainted

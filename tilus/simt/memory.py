@@ -1,0 +1,157 @@
+"""Address spaces. Every buffer has a window of its own, so no stray address falls into another buffer.
+
+Generic addresses are 64 bits. Global buffer number i (counted from 1) begins at i * 2^36; the shared memory of the
+thread's own block, its local memory and the kernel's parameters are windows far above. In the shared space an address
+has 32 bits: its upper 8 say which block of the cluster is meant, counted from 1; 0 is the thread's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tilus.errors import LaunchError
+from tilus.simt.formats import Array
+from tilus.simt.program import SHARED_BASE
+
+WINDOW_BITS = 36
+SPACE_BITS = 56
+SPACES = ("global", "shared", "local", "param")  # by the upper 8 bits of a generic address
+RANK_SHIFT = 24
+GUARD = 256  # every buffer begins at a multiple of this
+POISON = 0xFF  # not a number in every float format
+
+
+class Memory:
+    """Bytes that are read and written in units of 1, 2, 4, 8 or 16."""
+
+    def __init__(self, nbytes: int, fill: int = 0) -> None:
+        self.nbytes = nbytes
+        self.bytes = np.full(-(-max(nbytes, 1) // GUARD) * GUARD, fill, np.uint8)
+        self._units = {size: self.bytes.view(f"u{size}") for size in (1, 2, 4, 8)}
+
+    def load(self, places: Array, size: int, count: int = 1) -> list[Array]:
+        """Return `count` arrays of words of `size` bytes, from aligned places on."""
+        words, first = self._units[size], places // size
+        return [words[first + i] for i in range(count)]
+
+    def store(self, places: Array, values: Sequence[Array]) -> None:
+        """Write arrays of words one behind another."""
+        size = values[0].dtype.itemsize
+        words, first = self._units[size], places // size
+        for i, value in enumerate(values):
+            words[first + i] = value
+
+    def rows(self, places: Array, nbytes: int) -> Array:
+        """Return the bytes from each place on, of shape (places, nbytes)."""
+        unit = next(size for size in (8, 4, 2, 1) if nbytes % size == 0 and not (places % size).any())
+        words = self._units[unit][(places // unit)[:, None] + np.arange(nbytes // unit)]
+        return words.view(np.uint8)
+
+    def write_rows(self, places: Array, rows: Array) -> None:
+        """Write bytes of shape (places, nbytes)."""
+        self.bytes[places[:, None] + np.arange(rows.shape[1])] = rows
+
+
+@dataclass(slots=True)
+class Buffer:
+    """A piece of global memory: an argument, or a variable of the module."""
+
+    name: str
+    array: Array | None
+    nbytes: int
+    start: int  # in the global memory's bytes
+
+    @property
+    def flat(self) -> Array:
+        """The argument's bytes."""
+        assert self.array is not None
+        return self.array.reshape(-1).view(np.uint8)
+
+
+class GlobalMemory(Memory):
+    """All buffers one behind another; `window` finds them by the upper bits of an address."""
+
+    def __init__(self, pieces: Sequence[tuple[str, Array | bytes]]) -> None:
+        self.buffers: list[Buffer] = []
+        total = GUARD
+        for name, data in pieces:
+            array = None if isinstance(data, bytes) else data
+            nbytes = len(data) if isinstance(data, bytes) else data.nbytes
+            self.buffers.append(Buffer(name, array, nbytes, total))
+            total += -(-nbytes // GUARD) * GUARD + GUARD
+        super().__init__(total)
+        self.starts = np.array([0, *(b.start for b in self.buffers), 0], np.int64)
+        self.sizes = np.array([0, *(b.nbytes for b in self.buffers), 0], np.int64)
+        for buffer, (_, data) in zip(self.buffers, pieces, strict=True):
+            content = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else buffer.flat
+            self.bytes[buffer.start : buffer.start + buffer.nbytes] = content
+
+    def address(self, number: int) -> int:
+        """Return where a buffer begins, for programs."""
+        return (number + 1) << WINDOW_BITS
+
+    def copy_back(self) -> None:
+        """Write the contents of all arguments back into their arrays."""
+        for buffer in self.buffers:
+            if buffer.array is not None and buffer.array.flags.writeable:
+                buffer.flat[:] = self.bytes[buffer.start : buffer.start + buffer.nbytes]
+
+    def locate(self, addresses: Array, nbytes: int) -> tuple[Array, Array]:
+        """Return places in `bytes`, and whether each access lies in a buffer."""
+        windows = np.minimum(addresses >> np.uint64(WINDOW_BITS), np.uint64(len(self.buffers) + 1)).astype(np.int64)
+        offsets = (addresses & np.uint64((1 << WINDOW_BITS) - 1)).astype(np.int64)
+        return self.starts[windows] + offsets, offsets + nbytes <= self.sizes[windows]
+
+    def describe(self, address: int) -> str:
+        """Return the name of the buffer that an address is nearest to, and the offset."""
+        number = (address + (1 << (WINDOW_BITS - 1))) >> WINDOW_BITS
+        if not 1 <= number <= len(self.buffers):
+            return "no buffer"
+        buffer = self.buffers[number - 1]
+        return f"{buffer.name} ({buffer.nbytes} bytes) at byte {address - (number << WINDOW_BITS)}"
+
+
+class SharedMemory(Memory):
+    """The shared memory of all resident blocks, one behind another."""
+
+    def __init__(self, blocks: int, nbytes: int, names: Sequence[tuple[int, str]]) -> None:
+        self.size = nbytes
+        self.stride = -(-max(nbytes, 1) // GUARD) * GUARD
+        self.names = sorted(names)
+        super().__init__(blocks * self.stride, POISON)
+
+    def locate(self, addresses: Array, nbytes: int, blocks: Array, cluster: int) -> tuple[Array, Array]:
+        """Return places in `bytes`, and whether each access lies in shared memory.
+
+        Parameters
+        ----------
+        addresses : array
+            Of the shared space, with the rank of a block or without.
+        nbytes : int
+        blocks : array of int
+            The resident block of each thread.
+        cluster : int
+            Blocks of a cluster.
+        """
+        where = addresses.astype(np.int64) & 0xFFFFFFFF
+        rank, offsets = where >> RANK_SHIFT, (where & ((1 << RANK_SHIFT) - 1)) - SHARED_BASE
+        good = (offsets >= 0) & (offsets + nbytes <= self.size) & (rank <= cluster)
+        if rank.any():
+            blocks = np.where(rank > 0, blocks // cluster * cluster + rank - 1, blocks)
+        return blocks * self.stride + offsets, good
+
+    def describe(self, address: int) -> str:
+        """Return the name of the variable that an address lies in or behind, and the offset."""
+        address &= (1 << RANK_SHIFT) - 1
+        found = [(at, name) for at, name in self.names if at <= address]
+        at, name = found[-1] if found else (SHARED_BASE, "shared memory")
+        return f"{name} at byte {address - at}"
+
+
+def check_argument(value: object, position: int) -> None:
+    """Demand an array whose bytes lie one behind another."""
+    if isinstance(value, np.ndarray) and not value.flags.c_contiguous:
+        raise LaunchError(f"argument {position}: the array is not contiguous", hint="pass a contiguous copy")
