@@ -52,6 +52,7 @@ HEAVY_PLACES = {
     "cuda": ("tilus.runtime.cuda", "tilus.runtime.nvrtc"),
     "llvmlite": ("tilus.codegen.llvm", "tilus.runtime.cpu", "tilus.runtime.llvm"),
     "safetensors": ("tilus.formats",),
+    "matplotlib": (),
     "compressed_tensors": (),
     "transformers": (),
     "gguf": (),

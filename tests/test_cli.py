@@ -91,9 +91,9 @@ def test_doctor_survives_what_is_missing(run, monkeypatch) -> None:
 def test_dtypes_lists_all_types(run) -> None:
     rows = {row["name"]: row for row in json.loads(run("dtypes", "--json"))}
     assert list(rows) == [kind.name for kind in ALL]
-    assert rows["u3"] == {
+    assert rows["u3"].items() >= {
         "name": "u3", "bits": 3.0, "kind": "unsigned integer", "least": 0, "greatest": 7, "codes": 8,
-    }  # fmt: skip
+    }.items()  # fmt: skip
     assert (rows["f4e2m1"]["least"], rows["f4e2m1"]["greatest"], rows["f4e2m1"]["kind"]) == (-6, 6, "float")
     assert rows["t1.6"]["bits"] == 1.6
     assert rows["nf4"]["kind"] == "codebook"

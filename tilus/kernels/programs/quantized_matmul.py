@@ -65,8 +65,9 @@ def product(weight, tile, acc, CT, PARTS):
 
 
 @inline
-def accumulate(acc, codes, tile, gs, gz, row, group, CT, PARTS, GROUP, ZERO):
+def accumulate(acc, codes, tile, gs, gz, row, start, CT, PARTS, GROUP, ZERO):
     """Add the product of a slice of codes [BN, STEP] and activations [BM, STEP], scaled if groups have scales."""
+    group = start // GROUP if GROUP else 0
     weight = decode(codes, gz, row, group, CT, ZERO)
     if not GROUP:
         return product(weight, tile, acc, CT, PARTS)
@@ -102,11 +103,11 @@ def quantized_matmul(
     WARPS: int,
 ):
     """Multiply activations [m, k] by a packed weight [n, k]; scales and zero points are [groups, n]."""
-    WT, (BN, BK), words = PACK.dtype, PACK.tile, PACK.words
+    (BN, BK), words = PACK.tile, PACK.words
     launch(blocks=(cdiv(m, BM), cdiv(n, BN)), warps=WARPS)
     col, tile_n, tiles_k = block_id(0) * BM, block_id(1), cdiv(k, BK)
-    gw = global_view(w, shape=(cdiv(n, BN), tiles_k, *words.shape))
     row, gx = tile_n * BN, global_view(x, shape=(m, k))
+    gw = global_view(w, shape=(cdiv(n, BN), tiles_k, *words.shape))
     gs = global_view(scales, shape=(n, groups), strides=(1, n))
     gz = global_view(zero_points, shape=(n, groups), strides=(1, n))
     if STAGES:
@@ -122,15 +123,14 @@ def quantized_matmul(
             packed = load_shared(sw, offset=(t % STAGES, 0, 0, 0), shape=words.shape, layout=words)
         else:
             packed = load_global(gw, offset=(tile_n, t, 0, 0, 0), shape=words.shape, layout=words)
-        codes = view(packed, WT, PACK.fragment, PACK.bits)
+        codes = view(packed, PACK.dtype, PACK.fragment, PACK.bits)
         for j in static_range(BK // STEP):
             start = t * BK + j * STEP
             if STAGES:
                 tile = load_shared(sx, offset=(t % STAGES, 0, j * STEP), shape=(BM, STEP))
             else:
                 tile = load_global(gx, offset=(col, start), shape=(BM, STEP))
-            part = codes[:, j * STEP : (j + 1) * STEP]
-            acc = accumulate(acc, part, tile, gs, gz, row, start // GROUP if GROUP else 0, CT, PARTS, GROUP, ZERO)
+            acc = accumulate(acc, codes[:, j * STEP : (j + 1) * STEP], tile, gs, gz, row, start, CT, PARTS, GROUP, ZERO)
     if not GROUP:
         acc = acc * load_global(gs, offset=(row, 0), shape=(BN, 1)).to(f32)
     if BIAS:
