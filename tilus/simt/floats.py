@@ -192,7 +192,8 @@ def _directed(rounding: str, nearest: Compute, residual: Compute) -> Compute:
         # A quarter of a unit in the last place on the right side of y rounds as the exact value does.
         step = np.abs(np.spacing(y)).astype(np.float64) / 4
         side = np.where(np.isfinite(y64) & np.isfinite(r), np.sign(r), 0.0)
-        return np.where(np.isfinite(y64), y64 + side * step, exact)
+        moved = np.where(side == 0, y64, y64 + side * step)
+        return np.where(np.isfinite(y64), moved, exact)
 
     return np.divide if rounding == "" else compute
 

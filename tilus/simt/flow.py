@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from tilus.simt.decode import Context
 from tilus.simt.program import Program
@@ -12,7 +12,7 @@ _MEMORY = {"ld", "ldu", "st", "atom", "red", "cp", "ldmatrix", "stmatrix", "mbar
 _WAYS = {"bra", "brx", "bar", "barrier", "ret", "exit", "mbarrier"}
 
 
-def _successors(program: Program, piece: int, contexts: Sequence[Context]) -> Iterator[int]:
+def _successors(program: Program, piece: int) -> Iterator[int]:
     bounds = [*program.leaders, len(program.code)]
     last = program.code[bounds[piece + 1] - 1]
     branch = last.root in ("bra", "brx")
@@ -25,30 +25,37 @@ def _successors(program: Program, piece: int, contexts: Sequence[Context]) -> It
                 yield program.leaders.index(at) if at < len(program.code) else len(program.leaders)
 
 
-def possibly_unset(program: Program, contexts: Sequence[Context]) -> set[str]:
-    """Return the registers that some path reads before it sets them."""
-    everything = {name for c in contexts for name in (*c.reads, *c.writes)}
-    pieces = len(program.leaders)
+def _forward(program: Program, contexts: Sequence[Context], step: Callable[[Context, set[str]], None],
+             meet: Callable[[set[str], set[str]], set[str]]) -> None:  # fmt: skip
+    """Carry sets of registers along all paths: `step` changes one at an instruction, `meet` joins those of two paths."""
     bounds = [*program.leaders, len(program.code)]
-    entry: list[set[str] | None] = [None] * (pieces + 1)
-    entry[0] = set()
-    work, unset = [0], set[str]()
+    entry: dict[int, set[str]] = {0: set()}
+    work = [0]
     while work:
         piece = work.pop()
-        if piece >= pieces:
+        if piece == len(program.leaders):
             continue
-        known = set(entry[piece] or ())
+        state = set(entry[piece])
         for context in contexts[bounds[piece] : bounds[piece + 1]]:
-            unset |= context.reads - known
-            if context.instruction.guard is None:
-                known |= context.writes
-        for target in _successors(program, piece, contexts):
-            old = entry[target]
-            new = known if old is None else old & known
-            if old is None or new != old:
+            step(context, state)
+        for target in _successors(program, piece):
+            new = meet(entry[target], state) if target in entry else state
+            if target not in entry or new != entry[target]:
                 entry[target] = set(new)
                 work.append(target)
-    return unset & everything
+
+
+def possibly_unset(program: Program, contexts: Sequence[Context]) -> set[str]:
+    """Return the registers that some path reads before it sets them."""
+    unset: set[str] = set()
+
+    def step(context: Context, known: set[str]) -> None:
+        unset.update(context.reads - known)
+        if context.instruction.guard is None:
+            known |= context.writes
+
+    _forward(program, contexts, step, set.intersection)
+    return unset
 
 
 def narrowest(contexts: Sequence[Context], space: str) -> int:
@@ -72,21 +79,24 @@ def _elsewhere(parts: Sequence[str], space: str) -> bool:
     return bool(spaces) and not spaces & {space, "const" if space == "global" else space}
 
 
-def is_data_independent(contexts: Sequence[Context]) -> bool:
+def is_data_independent(program: Program, contexts: Sequence[Context]) -> bool:
     """Return whether no address, branch or predicate of a memory access depends on what memory holds.
 
     Registers carry data if they are loaded from global memory or computed from such; other memory carries data once
     such a register is stored there. Where it is true, one clean run at a shape shows that there are no races and no
     faults of bounds for all contents of the arrays.
     """
-    tainted: set[str] = set()
-    spaces = {"global"}
-    before = (-1, -1)
-    while before != (len(tainted), len(spaces)):
-        before = len(tainted), len(spaces)
-        for context in contexts:
-            _spread(context, tainted, spaces)
-    return not any(_decides(context, tainted) for context in contexts)
+    spaces, decided, before = {"global"}, False, 0
+
+    def step(context: Context, tainted: set[str]) -> None:
+        nonlocal decided
+        decided |= _decides(context, tainted)
+        _spread(context, tainted, spaces)
+
+    while before != len(spaces):
+        before = len(spaces)
+        _forward(program, contexts, step, set.union)
+    return not decided
 
 
 def _space(context: Context) -> str:
@@ -99,16 +109,16 @@ def _space(context: Context) -> str:
 
 def _spread(context: Context, tainted: set[str], spaces: set[str]) -> None:
     root, space = context.instruction.root, _space(context)
+    carries = bool(context.reads & tainted)
     if root == "cp":
         spaces.add("shared")
-    if root in ("ld", "ldu", "ldmatrix", "atom") and space in spaces:
+    if carries and root in ("st", "stmatrix", "atom", "red"):
+        spaces.add(space)
+    loads = root in ("ld", "ldu", "ldmatrix", "atom") and space in spaces
+    if loads or carries or (root == "wgmma" and "shared" in spaces):
         tainted |= context.writes
-    if context.reads & tainted:
-        tainted |= context.writes
-        if root in ("st", "stmatrix", "atom", "red"):
-            spaces.add(space)
-    if root == "wgmma" and "shared" in spaces:
-        tainted |= context.writes
+    elif context.instruction.guard is None:
+        tainted -= context.writes
 
 
 def _decides(context: Context, tainted: set[str]) -> bool:

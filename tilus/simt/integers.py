@@ -234,8 +234,8 @@ def _funnel(op: Opcode) -> Operation:
 
 @family("prmt")
 def _permute(op: Opcode) -> Operation:
-    kind = op.type("b32")
     mode = op.choose("f4e", "b4e", "rc8", "ecl", "ecr", "rc16")
+    kind = op.type("b32")
 
     def function(a: Array, b: Array, c: Array) -> Array:
         both = b.astype(np.uint64) << np.uint64(32) | a

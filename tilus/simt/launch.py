@@ -125,7 +125,7 @@ def prepare(machine: Machine, symbols: Mapping[str, int], before: Shadow | None)
     machine.units["copies"] = copies.Copies(machine)
     decoded = _decode_all(machine)
     contexts = [context for _, context in decoded]
-    machine.report.data_independent = flow.is_data_independent(contexts)
+    machine.report.data_independent = flow.is_data_independent(machine.program, contexts)
     if not machine.options.sanitize:
         return None
     unset = flow.possibly_unset(machine.program, contexts)
