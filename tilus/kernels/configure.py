@@ -71,6 +71,7 @@ def constants(form: WeightFormat, activation: DataType, scale: DataType, bm: int
         "GROUP": group,
         "STEP": step,
         "ZERO": form.zero_point,
+        "SCALED": form.tensor_scale != 1.0,
         "BIAS": bias,
         "STAGES": 0 if on_cpu else stages(form.pack, activation, bm),
         "WARPS": 1 if on_cpu else WARPS,

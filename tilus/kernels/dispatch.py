@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from functools import cache
 from math import prod
 from typing import Any
@@ -73,9 +74,12 @@ def run(x: Any, words: Any, scales: Any, zero_points: Any | None, bias: Any | No
     m = prod(x.shape[:-1])
     y = x.new_empty((m, n)) if is_torch(x) else np.empty((m, n), x.dtype)
     if m and n and k:
-        launch = _kernel(form, device_kind(x), x.dtype, scales.dtype, min(m, LARGEST_BATCH_TILE), bias is not None)
-        zeros = zero_points if zero_points is not None else words  # any array: it is not read
-        launch(x.reshape(m, k), words, scales, zeros, bias if bias is not None else y, y, m, n, k, form.groups(k))
+        any_scale = form if form.tensor_scale == 1.0 else replace(form, tensor_scale=2.0)  # one kernel for all
+        launch = _kernel(any_scale, device_kind(x), x.dtype, scales.dtype, min(m, LARGEST_BATCH_TILE), bias is not None)
+        # In place of what is not there stands any array: it is not read.
+        zeros, added = words if zero_points is None else zero_points, y if bias is None else bias
+        sizes = m, n, k, form.groups(k)
+        launch(x.reshape(m, k), words, scales, zeros, added, y, *sizes, form.tensor_scale)
     elif m and n:
         y[...] = 0 if bias is None else bias
     return y.reshape(*x.shape[:-1], n)
@@ -84,7 +88,7 @@ def run(x: Any, words: Any, scales: Any, zero_points: Any | None, bias: Any | No
 @cache
 def _kernel(form: WeightFormat, device: Device, activation: Any, scale: Any, m: int, bias: bool) -> BoundKernel:
     """Return the kernel for a batch of `m`, where the largest tile stands for all that is more."""
-    x_type, scale_type = element_type(activation), element_type(scale)
+    x_type, scale_type = element_type(activation), form.scale or element_type(scale)
     assert x_type is not None, "check_operands ran"
     assert scale_type is not None, "check_operands ran"
     native = native_packs(form.dtype, device)
@@ -145,7 +149,7 @@ def check_operands(
     k = x.shape[-1]
     per_group = (form.groups(k), n)
     _check_operand("words", words, x, form.pack.packed_shape(n, k), ("u32", "i32"))
-    _check_operand("scales", scales, x, per_group, ACTIVATIONS)
+    _check_operand("scales", scales, x, per_group, ACTIVATIONS if form.scale is None else ("u8",))
     if (zero_points is None) == (form.zero_point == "tensor"):
         raise LaunchError(
             f"the weight's format has zero points '{form.zero_point}', but zero_points "

@@ -122,8 +122,8 @@ def _carries(given: DataType, wanted: DataType) -> bool:
     """Whether an array holds what a kernel wants: elements of the same bits, or words of packed codes."""
     if wanted.nbits < 8:
         return given.is_integer and given.nbits in (8, 32)
-    # Torch has few operations on unsigned integers; codes of a type that no array library has are integers too.
-    as_integers = wanted.is_integer or wanted.numpy_dtype is None
+    # Torch has few operations on unsigned integers; codes of a byte, or of a type that no library has, are integers too.
+    as_integers = wanted.is_integer or wanted.numpy_dtype is None or wanted.nbits == 8
     return given == wanted or (as_integers and given.is_integer and given.nbits == wanted.nbits)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from tilus.codegen.llvm.builder import Builder, Value, constant, lanes_of, vector
 from tilus.codegen.llvm.types import compute, is_packed, storage
-from tilus.dtypes import DataType
+from tilus.dtypes import DataType, Exponent
 from tilus.dtypes.codebooks import Codebook
 from tilus.dtypes.floats import Float
 from tilus.dtypes.integers import Integer
@@ -33,6 +33,8 @@ def decode(b: Builder, dtype: DataType, x: Value) -> Value:
             return b.convert("bitcast", b.op("shl", wide, 16), target)
         case Float():
             return _decode_float(b, dtype, _code(b, dtype, x))
+        case Exponent():
+            return _decode_exponent(b, _code(b, dtype, x))
         case Codebook():
             return _decode_table(b, dtype, _code(b, dtype, x))
         case _:
@@ -50,6 +52,14 @@ def _decode_integer(b: Builder, dtype: Integer, x: Value, target: str) -> Value:
         return x
     shift = 32 - dtype.nbits
     return b.op("ashr", b.op("shl", x, shift), shift)
+
+
+def _decode_exponent(b: Builder, code: Value) -> Value:
+    """Return the power of two whose exponent an f32 would spell so: 2^-127 is a subnormal, 255 NaN."""
+    bits = b.op("shl", code, 23)
+    bits = b.select(b.compare("icmp eq", code, 0), constant(bits.type, 1 << 22), bits)
+    bits = b.select(b.compare("icmp eq", code, 255), constant(bits.type, 0x7FC00000), bits)
+    return b.convert("bitcast", bits, _like(code, "float"))
 
 
 def _decode_float(b: Builder, dtype: Float, code: Value) -> Value:

@@ -75,6 +75,18 @@ def accumulate(acc, codes, tile, gs, gz, row, start, CT, PARTS, GROUP, ZERO):
     return acc + part * load_global(gs, offset=(row, group), shape=(codes.shape[0], 1)).to(f32)
 
 
+@inline
+def finish(acc, gs, tensor_scale, bias, row, n, GROUP, SCALED, BIAS):
+    """Return the accumulators with the scales that all of K shares, and the bias."""
+    if not GROUP:
+        acc = acc * load_global(gs, offset=(row, 0), shape=(acc.shape[0], 1)).to(f32)
+    if SCALED:
+        acc = acc * tensor_scale
+    if BIAS:
+        acc += load_global(global_view(bias, shape=(n, 1)), offset=(row, 0), shape=(acc.shape[0], 1)).to(f32)
+    return acc
+
+
 @kernel
 def quantized_matmul(
     x: ptr[XT],
@@ -87,6 +99,7 @@ def quantized_matmul(
     n: i32,
     k: i32,
     groups: i32,
+    tensor_scale: f32,
     *,
     XT: DataType,  # x, bias and y
     CT: DataType,  # what is multiplied
@@ -98,6 +111,7 @@ def quantized_matmul(
     GROUP: int,  # weights along K that share a scale; 0: all do
     STEP: int,  # weights along K multiplied at once: divides GROUP and the tile
     ZERO: str,  # "none", "half" (2^(bits-1)) or "tensor"
+    SCALED: bool,  # whether there is a tensor scale
     BIAS: bool,
     STAGES: int,  # tiles in shared memory; 0: straight from global memory
     WARPS: int,
@@ -131,8 +145,5 @@ def quantized_matmul(
             else:
                 tile = load_global(gx, offset=(col, start), shape=(BM, STEP))
             acc = accumulate(acc, codes[:, j * STEP : (j + 1) * STEP], tile, gs, gz, row, start, CT, PARTS, GROUP, ZERO)
-    if not GROUP:
-        acc = acc * load_global(gs, offset=(row, 0), shape=(BN, 1)).to(f32)
-    if BIAS:
-        acc += load_global(global_view(bias, shape=(n, 1)), offset=(row, 0), shape=(BN, 1)).to(f32)
+    acc = finish(acc, gs, tensor_scale, bias, row, n, GROUP, SCALED, BIAS)
     store_global(global_view(y, shape=(n, m), strides=(1, n)), acc.to(XT), offset=(row, col))

@@ -11,10 +11,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from tilus.dtypes import DataType
+from tilus.dtypes import BlockScaled, DataType
 from tilus.dtypes import dtype as find_dtype
 from tilus.errors import QuantizeError
 from tilus.runtime.arguments import as_numpy, describe, is_torch
+from tilus.runtime.weights.block_scaled import format_named, quantize_blocks
 from tilus.runtime.weights.packing import native_pack
 from tilus.runtime.weights.weight import QuantizedWeight, WeightFormat, ZeroPoint, as_dtype, like
 
@@ -39,7 +40,8 @@ def quantize(
     weight : NumPy array or torch tensor of f16, bf16, f32 or f64
         Need not be contiguous.
     dtype : str or DataType
-        Any integer, `eXmY` float or codebook of 1 to 8 bits: `u4`, `i3`, `f4e2m1`, `nf4`, `t2`, ...
+        Any integer, `eXmY` float or codebook of 1 to 8 bits: `u4`, `i3`, `f4e2m1`, `nf4`, `t2`, ...; or a block-scaled
+        format: `mxfp4`, `mxfp6`, `mxfp8`, `nvfp4`, `u4:g64:bf16`, ..., which says the group size and the rest.
     group_size : int
         Weights that share a scale: a multiple of 16, or -1 for whole rows. The last group may be shorter.
     zero_point : bool, optional
@@ -53,6 +55,9 @@ def quantize(
     QuantizeError
         A weight that is not a finite float matrix, or a type, group size or option that does not fit.
     """
+    blocks = format_named(dtype)
+    if blocks is not None:
+        return _quantize_blocks(weight, blocks, group_size, zero_point, scale_dtype)
     kind = _check_dtype(dtype)
     source = _check_weight(weight)
     zero = _zero_point(kind, zero_point)
@@ -73,6 +78,18 @@ def quantize(
         None if zeros is None else like(np.ascontiguousarray(zeros.T).astype("i1" if kind.is_signed else "u1"), weight),
         given.dtype,
     )
+
+
+def _quantize_blocks(
+    weight: Any, form: BlockScaled, group_size: int, zero_point: bool | None, scale_dtype: str | DataType | None
+) -> QuantizedWeight:
+    source, given = _check_weight(weight), describe(weight)
+    assert given is not None, "checked by _check_weight"
+    if group_size not in (128, form.block) or zero_point is not None or scale_dtype is not None:
+        raise QuantizeError(
+            f"{form} says itself what its groups, zero points and scales are", hint=f"quantize(weight, {form.name!r})"
+        )
+    return quantize_blocks(source, form, weight, given.dtype, given.device)
 
 
 def _check_dtype(name: str | DataType) -> DataType:

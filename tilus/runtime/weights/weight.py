@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any, Literal
@@ -14,6 +15,9 @@ from tilus.runtime.arguments import DTYPES, as_numpy, is_torch
 from tilus.runtime.weights.packing import Device, PackLayout, native_pack, native_packs
 
 ZeroPoint = Literal["none", "half", "tensor"]
+_FORMAT = re.compile(
+    r"(.*) \| group (-?\d+) \| zero (none|half|tensor)(?: \| scale (\w+))?(?: \| times ([-+.\de]+))?", re.DOTALL
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +32,17 @@ class WeightFormat:
         Weights along K that share a scale; -1 for a whole row.
     zero_point : "none", "half" or "tensor"
         What is subtracted from a code's value: nothing, 2^(bits-1), or a zero point of its group.
+    scale : DataType, optional
+        Type of scales of 8 bits, whose array holds codes; scales of other types are an array of that type.
+    tensor_scale : float
+        By which every value is multiplied, besides; 1 for most.
     """
 
     pack: PackLayout
     group_size: int
     zero_point: ZeroPoint
+    scale: DataType | None = None
+    tensor_scale: float = 1.0
 
     def __post_init__(self) -> None:
         if self.group_size != -1 and (self.group_size <= 0 or self.group_size % 16):
@@ -50,17 +60,25 @@ class WeightFormat:
         return 1 if self.group_size < 0 else -(-k // self.group_size)
 
     def __str__(self) -> str:
-        return f"{self.pack} | group {self.group_size} | zero {self.zero_point}"
+        scale = "" if self.scale is None else f" | scale {self.scale}"
+        times = "" if self.tensor_scale == 1.0 else f" | times {self.tensor_scale!r}"
+        return f"{self.pack} | group {self.group_size} | zero {self.zero_point}{scale}{times}"
 
     @staticmethod
     @cache
     def parse(text: str) -> WeightFormat:
         """Read what `str` wrote."""
-        pack, group, zero = ("", "", *(part.strip() for part in text.rsplit("|", 2)))[-3:]
-        kind, size = zero.removeprefix("zero "), group.removeprefix("group ")
-        if not size.removeprefix("-").isdigit() or kind not in ("none", "half", "tensor"):
+        found = _FORMAT.fullmatch(text.strip())
+        if found is None:
             raise QuantizeError(f"expected 'type | layout | words | group G | zero Z', got {text!r}")
-        return WeightFormat(PackLayout.parse(pack), int(size), kind)  # type: ignore[arg-type]
+        pack, size, kind, scale, times = found.groups()
+        return WeightFormat(
+            PackLayout.parse(pack),
+            int(size),
+            kind,  # type: ignore[arg-type]
+            None if scale is None else dtype(scale),
+            float(times or 1.0),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +93,7 @@ class QuantizedWeight:
     words : array of 32-bit integers
         Packed codes, shape `format.pack.packed_shape(N, K)`; NumPy uint32 or torch int32.
     scales : float array [groups, N]
+        Codes, uint8, if the format gives scales a type of 8 bits.
     zero_points : int8 or uint8 array [groups, N], or None
     weight_dtype : DataType
         Type of the weight before it was quantized: what `dequantize` returns.
@@ -126,9 +145,13 @@ class QuantizedWeight:
             values -= 2 ** (self.dtype.nbits - 1)
         if self.zero_points is not None:
             values -= self._spread(self.zero_points)
-        values *= self._spread(self.scales)
+        values *= self._spread(self.scales) if self.format.scale is None else self._spread_codes(self.format.scale)
+        values *= self.format.tensor_scale
         assert kind.numpy_dtype is not None
         return like(kind.encode(values).view(kind.numpy_dtype), self.words)
+
+    def _spread_codes(self, kind: DataType) -> np.ndarray:
+        return self._spread(kind.decode(host(self.scales)))
 
     def _spread(self, per_group: Any) -> np.ndarray:
         """Return [groups, N] numbers as [N, K] float64."""
