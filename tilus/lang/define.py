@@ -158,7 +158,9 @@ class KernelDef:
                 kind = self._evaluate(kind, values)
             except Exception:  # an annotation of a constant is for people: what cannot be read is not checked
                 return
-        if not isinstance(kind, type) or isinstance(value, kind) or (kind is float and isinstance(value, int)):
+        allowed = (int, float) if kind is float else kind
+        flag = isinstance(value, bool) and kind in (int, float)  # a bool is an int to Python, but never meant as one
+        if not isinstance(kind, type) or (isinstance(value, allowed) and not flag):
             return
         came = f"{value!r}, a {type(value).__name__}"
         raise LangError(f"constant {constant.name!r} must be {kind.__name__}, got {came}", loc=constant.loc)

@@ -20,8 +20,8 @@ class TunedKernel:
     """A kernel that measures its candidates on the first call for a kind of arguments, and keeps the fastest.
 
     A kind is: types and devices of arrays, integers rounded up to two significant bits, and the constants given.
-    Measuring writes into the caller's output arrays, as the call itself does; a kernel that reads what it writes
-    (`atomic_add`) cannot be tuned on real data.
+    Measuring works on copies of the arrays that the kernel writes to, fresh ones for each candidate: the caller's own
+    see the one call that was asked for, also where a kernel reads what it writes.
     """
 
     def __init__(self, kernel: Kernel, choices: Mapping[str, Sequence[Any]]) -> None:
@@ -31,9 +31,13 @@ class TunedKernel:
         self.candidates = [dict(zip(names, values, strict=True)) for values in itertools.product(*choices.values())]
         self.best: dict[tuple[Any, ...], dict[str, Any]] = {}
 
+    def __repr__(self) -> str:
+        return f"<tuned {self.kernel!r}: {len(self.candidates)} candidates>"
+
     def __call__(self, *args: Any, **constants: Any) -> None:
         """Run with the fastest candidate; constants given by the caller are not tuned."""
-        key = (*(_kind(a) for a in args), *sorted(constants.items()))
+        self.kernel.bind(**{**self.candidates[0], **constants})  # refuses constants that are no keys
+        key = (*(_kind(a) for a in args), *((n, c.__class__, c) for n, c in sorted(constants.items())))
         if key not in self.best:
             self.best[key] = self._measure(args, constants)
         self.kernel(*args, **{**self.best[key], **constants})
@@ -43,7 +47,7 @@ class TunedKernel:
         failures: list[TilusError] = []
         for candidate in self.candidates:
             try:
-                seconds = _seconds(lambda c=candidate: self.kernel(*args, **{**c, **constants}), args)  # type: ignore[misc]
+                seconds = self._seconds({**candidate, **constants}, args)
             except TilusError as error:  # a candidate may ask for more than the device has
                 failures.append(error)
                 continue
@@ -53,6 +57,12 @@ class TunedKernel:
         if not times:
             raise failures[0] if failures else LaunchError(f"kernel {self.kernel.definition.name!r} has no candidates")
         return min(times, key=lambda pair: pair[0])[1]
+
+    def _seconds(self, constants: Mapping[str, Any], args: Sequence[Any]) -> float:
+        bound = self.kernel.bind(**constants)
+        written = bound.written(args)
+        trial = [_copy(x) if i in written else x for i, x in enumerate(args)]
+        return _seconds(lambda: bound(*trial), trial)
 
     def compile(self, *args: Any, **options: Any) -> Any:
         """Compile as `Kernel.compile` does, with the first candidate's constants where none are given."""
@@ -70,6 +80,11 @@ def _seconds(call: Callable[[], None], args: Sequence[Any]) -> float:
         _wait(args)
         times.append(time.perf_counter() - start)
     return min(times)
+
+
+def _copy(x: Any) -> Any:
+    """Return a copy of an array, its elements in the same order in memory."""
+    return x.detach().clone() if is_torch(x) else x.copy(order="K")
 
 
 def _wait(args: Sequence[Any]) -> None:

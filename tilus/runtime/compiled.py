@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tilus import vm
-from tilus.errors import TilusError
+from tilus.errors import LaunchError, TilusError
 from tilus.ir.instructions import AtomicAdd, GlobalView, StoreGlobal
 from tilus.ir.node import walk
 from tilus.ir.printer import to_text
@@ -20,6 +20,7 @@ from tilus.passes.pipeline import lower
 from tilus.runtime import cache
 from tilus.runtime.arguments import Buffer, as_numpy, check_argument, check_writable, copy_back, make_contiguous
 from tilus.runtime.backends import BACKENDS, Files, Launch
+from tilus.runtime.bounds import Check, bounds_check
 from tilus.runtime.grid import Grid, check_grid, grid_function
 from tilus.runtime.knobs import knobs
 from tilus.runtime.resources import Resources, read_resources
@@ -48,6 +49,16 @@ class CompiledKernel:
         self._kinds = [p.var.type for p in program.params]
         self._names = [p.var.name for p in program.params]
 
+    def __repr__(self) -> str:
+        return f"<compiled kernel {self.program.name} for {self.target.name}>"
+
+    def build(self) -> None:
+        """Make every stage up to machine code, from the disk cache where it has them; errors come here, not later."""
+        if self.target.kind in BACKENDS:
+            _ = self.files
+        else:
+            _ = self.ir
+
     @cached_property
     def ir(self) -> Program:
         """The lowered program."""
@@ -66,6 +77,8 @@ class CompiledKernel:
         if found is None:
             found = backend.build(self.ir, self.target)
             cache.put(key, found)
+        elif knobs.dump_dir:
+            _ = self.ir  # lowered again, for the dump alone
         _dump_files(self.program, self.target, found)
         return found
 
@@ -118,11 +131,15 @@ class CompiledKernel:
         return grid_function(self.program)
 
     @cached_property
+    def _check(self) -> Check | None:
+        return bounds_check(self.program)
+
+    @cached_property
     def _launch(self) -> Launch:
         return BACKENDS[self.target.kind].load(self.program, self.files)
 
     @cached_property
-    def _written(self) -> frozenset[int]:
+    def written(self) -> frozenset[int]:
         """Positions of the parameters that the program may write to."""
         nodes = list(walk(self.program))
         pointers = {n.out: n.inst.ptr for n in nodes if isinstance(n, InstStmt) and isinstance(n.inst, GlobalView)}
@@ -139,19 +156,31 @@ class CompiledKernel:
 
         Arrays need not be contiguous: such a one is copied, and copied back if the kernel writes to it.
         """
-        for i in self._written:
+        for i in self.written:
             check_writable(self._names[i], args[i])
         arrays, values, copies = make_contiguous(args, values)
         self.run(values, arrays)
         for i in copies:
-            if i in self._written:
+            if i in self.written:
                 copy_back(arrays[i], args[i])
 
     def run(self, values: Sequence[Buffer | int | float], arrays: Sequence[Any]) -> None:
-        """Run on checked values; `arrays` are the objects behind them."""
-        extents = self._grid(values)
-        if check_grid(extents, self.program.name) == 0:
-            return
+        """Run on checked values; `arrays` are the objects behind them.
+
+        Raises
+        ------
+        LaunchError
+            If the grid is too large, or a view, element or shared tile reaches beyond what there is.
+        """
+        try:
+            extents = self._grid(values)
+            if check_grid(extents, self.program.name, self.target.kind) == 0:
+                return
+            if self._check is not None:
+                self._check(values, extents)
+        except ZeroDivisionError as error:
+            given = ", ".join(f"{n}={v}" for n, v in zip(self._names, values, strict=True) if not isinstance(v, Buffer))
+            raise LaunchError(f"kernel {self.program.name!r} divides by zero for {given}") from error
         if self.target.kind == "vm":
             vm.run(self.program, [as_numpy(a) for a in arrays])
         else:

@@ -5,49 +5,47 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tilus.errors import LaunchError, assert_never
-from tilus.ir.expr import BlockId, CastExpr, Const, Expr, Op, Var
-from tilus.ir.operators import OPERATORS
+from tilus.errors import LaunchError
 from tilus.ir.program import Program
+from tilus.runtime.host_expr import python_text
 
 Grid = Callable[[Sequence[Any]], tuple[int, ...]]
+_MAX_BLOCKS = (1 << 31) - 1
+_MAX_CUDA = (_MAX_BLOCKS, 65535, 65535)  # CUDA C++ Programming Guide, table of compute capabilities
 
 
 def grid_function(program: Program) -> Grid:
-    """Return a function from the list of arguments to the grid's extents."""
-    index = {p.var: i for i, p in enumerate(program.params)}
-    body = "".join(f"{_python(e, index)}, " for e in program.grid)
+    """Return a function from the list of arguments to the grid's extents.
+
+    Raises
+    ------
+    LaunchError
+        If an extent depends on what only a block knows, or is computed by an operator that the host lacks.
+    """
+    names = {p.var: f"a[{i}]" for i, p in enumerate(program.params)}
+    body = "".join(f"{python_text(e, names)}, " for e in program.grid)
     compiled: Grid = eval(f"lambda a: ({body})", {})
     return compiled
 
 
-def _python(expr: Expr, index: dict[Var, int]) -> str:
-    match expr:
-        case Var():
-            return f"a[{index[expr]}]"
-        case Const(value=value):
-            return repr(value)
-        case CastExpr(dtype=dtype, value=value):
-            return f"{'int' if dtype.is_integer else 'float'}({_python(value, index)})"
-        case Op(op=op, args=args):
-            texts = [_python(a, index) for a in args]
-            symbol = OPERATORS[op].symbol
-            if op == "where":
-                return f"({texts[1]} if {texts[0]} else {texts[2]})"
-            if op == "neg":
-                return f"(-{texts[0]})"
-            return f"({texts[0]} {symbol} {texts[1]})" if symbol else f"{op}({', '.join(texts)})"
-        case BlockId():
-            raise LaunchError("the grid cannot depend on a block index")
-        case _:
-            assert_never(expr)
+def check_grid(extents: Sequence[int], name: str, kind: str = "cpu") -> int:
+    """Return the number of blocks; 0 if any extent is 0 or less.
 
-
-def check_grid(extents: Sequence[int], name: str) -> int:
-    """Return the number of blocks; 0 if any extent is 0 or less."""
+    Raises
+    ------
+    LaunchError
+        If a kind of target (`Target.kind`) cannot number so many blocks.
+    """
     total = 1
     for n in extents:
         total *= max(n, 0)
-    if total >= 1 << 31:
+    if total > _MAX_BLOCKS:
         raise LaunchError(f"kernel {name!r} asks for {total} blocks, more than 2^31 - 1", hint="use larger tiles")
+    if kind == "cuda" and total > _MAX_CUDA[1]:
+        for axis, (extent, most) in enumerate(zip(extents, _MAX_CUDA, strict=False)):
+            if extent > most:
+                raise LaunchError(
+                    f"kernel {name!r} asks for {extent} blocks along axis {axis}, a GPU has at most {most} there",
+                    hint="make axis 0 the longest: it takes 2^31 - 1 blocks",
+                )
     return total

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tilus.errors import LaunchError
+from tilus.errors import LaunchError, TilusError
 from tilus.ir.program import Program
 from tilus.ir.target import Target
 from tilus.ir.types import PointerType
@@ -33,8 +34,13 @@ class BoundKernel:
         values = self._check(args)
         self._variant(_target_of(values), tuple([multiple_of(v) for v in values])).launch_values(values, args)
 
+    def written(self, args: Sequence[Any]) -> frozenset[int]:
+        """Return the positions of the arguments that a call with them writes to."""
+        values = self._check(args)
+        return self._variant(_target_of(values), tuple([multiple_of(v) for v in values])).written
+
     def compile(self, args: Sequence[Any], target: str | Target | None, multiples: Mapping[str, int]) -> CompiledKernel:
-        """Compile; see `Kernel.compile`."""
+        """Return the variant for a target, whose stages are made when they are first asked for; see `Kernel.compile`."""
         if args:
             values = self._check(args)
             promises = [multiple_of(v) for v in values]
@@ -95,7 +101,10 @@ class Kernel:
     def __init__(self, function: Callable[..., Any]) -> None:
         functools.update_wrapper(self, function)
         self._function = function
-        self._bound: dict[tuple[tuple[str, Any], ...], BoundKernel] = {}
+        self._bound: dict[tuple[tuple[str, type, Any], ...], BoundKernel] = {}
+
+    def __repr__(self) -> str:
+        return f"<kernel {self._function.__module__}.{self._function.__qualname__}>"
 
     @functools.cached_property
     def definition(self) -> KernelDef:
@@ -108,10 +117,19 @@ class Kernel:
 
     def bind(self, **constants: Any) -> BoundKernel:
         """Return the kernel with its constants fixed; the same object for the same constants."""
-        key = tuple(sorted(constants.items()))
-        if key not in self._bound:
-            self._bound[key] = BoundKernel(self.definition, constants)
-        return self._bound[key]
+        # With types, for 32, 32.0 and (where it is 1) True are equal, but not the same constant.
+        key = tuple([(name, value.__class__, value) for name, value in sorted(constants.items())])
+        try:
+            bound = self._bound.get(key)
+        except TypeError:
+            name, value = next((n, v) for n, v in constants.items() if not _is_hashable(v))
+            raise LaunchError(
+                f"constant {name!r} of kernel {self.definition.name!r} must be a value that cannot change, got {value!r}",
+                hint="pass a tuple instead of a list, or a frozen dataclass",
+            ) from None
+        if bound is None:
+            bound = self._bound[key] = BoundKernel(self.definition, constants)
+        return bound
 
     def compile(
         self,
@@ -133,14 +151,33 @@ class Kernel:
             integer (1 unless said).
         **constants
             Compile-time constants.
+
+        Raises
+        ------
+        TilusError
+            For every mistake in the kernel, and for what the target does not have.
         """
-        return self.bind(**constants).compile(args, target, multiples or {})
+        compiled = self.bind(**constants).compile(args, target, multiples or {})
+        compiled.build()
+        return compiled
 
     def __call__(self, *args: Any, **constants: Any) -> None:
         """Run the kernel; results are written into the arrays passed."""
         self.bind(**constants)(*args)
 
 
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
 def kernel(function: Callable[..., Any]) -> Kernel:
     """Make a kernel of a Python function in the language of `tilus.lang`."""
+    if not callable(function) or not inspect.isfunction(inspect.unwrap(function)):
+        raise TilusError(
+            f"@tilus.kernel decorates a function, got {function!r}", hint="write it above a `def` at module level"
+        )
     return Kernel(function)
