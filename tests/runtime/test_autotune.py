@@ -97,7 +97,7 @@ def test_a_candidate_that_cannot_run_is_left_out():
 
 
 def test_wrong_use():
-    with pytest.raises(TilusError, match="'zz' is no keyword|zz is no keyword"):
+    with pytest.raises(TilusError, match="zz is no keyword"):
         tilus.autotune(zz=[1])(double.kernel)
     with pytest.raises(TilusError, match="a choice is empty"):
         tilus.autotune(BN=[])(double.kernel)

@@ -54,10 +54,7 @@ class CompiledKernel:
 
     def build(self) -> None:
         """Make every stage up to machine code, from the disk cache where it has them; errors come here, not later."""
-        if self.target.kind in BACKENDS:
-            _ = self.files
-        else:
-            _ = self.ir
+        _ = self.files if self.target.kind in BACKENDS else self.ir
 
     @cached_property
     def ir(self) -> Program:

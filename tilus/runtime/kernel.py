@@ -40,7 +40,7 @@ class BoundKernel:
         return self._variant(_target_of(values), tuple([multiple_of(v) for v in values])).written
 
     def compile(self, args: Sequence[Any], target: str | Target | None, multiples: Mapping[str, int]) -> CompiledKernel:
-        """Return the variant for a target, whose stages are made when they are first asked for; see `Kernel.compile`."""
+        """Return the variant for a target, its stages made when they are first asked for; see `Kernel.compile`."""
         if args:
             values = self._check(args)
             promises = [multiple_of(v) for v in values]
@@ -124,7 +124,8 @@ class Kernel:
         except TypeError:
             name, value = next((n, v) for n, v in constants.items() if not _is_hashable(v))
             raise LaunchError(
-                f"constant {name!r} of kernel {self.definition.name!r} must be a value that cannot change, got {value!r}",
+                f"constant {name!r} of kernel {self.definition.name!r} must be a value that cannot change, "
+                f"got {value!r}",
                 hint="pass a tuple instead of a list, or a frozen dataclass",
             ) from None
         if bound is None:
