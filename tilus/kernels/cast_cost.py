@@ -73,7 +73,9 @@ def _works(instruction: Instruction) -> bool:
     kind, text = instruction.klass.kind, ".".join((instruction.opcode, *instruction.modifiers))
     if kind in ("iadd", "imad"):
         return text.startswith(("IMAD.SHL", "IMAD.U32", "IMAD.IADD")) or ("IADD" in text and ".X" not in text)
-    return kind in ("lop3", "prmt", "shf", "half2", "fp32") or text.startswith(("LDC", "LDG.E.U", "I2F", "LDS"))
+    if text.startswith("LDC"):  # parameters are read so too: a table has an index
+        return any("[R" in operand for operand in instruction.operands)
+    return kind in ("lop3", "prmt", "shf", "half2", "fp32") or text.startswith(("LDG.E.U", "I2F", "LDS"))
 
 
 def _program(source: DataType, target: DataType, numbers: bool) -> tuple[Program, int]:

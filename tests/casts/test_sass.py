@@ -1,0 +1,25 @@
+"""What is derived is what the machine runs: instructions of casts counted in compiled code."""
+
+import pytest
+
+from tilus.casts import best_unpacking
+from tilus.dtypes import dtype
+from tilus.kernels.cast_cost import cast_cost
+
+NAMES = ["u1", "i2", "u3", "u4", "i5", "u6", "u7", "i8", "f4e2m1", "f6e3m2", "f8e4m3", "t2"]
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+@pytest.mark.parametrize("name", NAMES)
+def test_no_more_than_the_recipe(name, arch):
+    """The compiler may do a left shift on the other pipe, and adds an instruction or two of its own per thread."""
+    best = best_unpacking(dtype(name), dtype("f16"))
+    cost = cast_cost(dtype(name), dtype("f16"), arch)
+    assert cost.issue <= best.issue + 0.04
+    assert cost.alu <= best.issue + 0.04
+    assert cost.other == 0
+
+
+@pytest.mark.parametrize("name", ["nf4", "f7e5m1", "u8"])
+def test_other_ways_are_cheaper_than_one_by_one(name):
+    assert cast_cost(dtype(name), dtype("bf16"), "sm_80").issue < 3.0
