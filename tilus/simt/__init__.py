@@ -9,5 +9,6 @@
 from tilus.simt import alu
 from tilus.simt.launch import run
 from tilus.simt.report import Finding, MemoryCount, Report
+from tilus.simt.tensormap import TensorMap
 
-__all__ = ["Finding", "MemoryCount", "Report", "alu", "run"]
+__all__ = ["Finding", "MemoryCount", "Report", "TensorMap", "alu", "run"]

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 
 from tilus.simt import metrics
-from tilus.simt.decode import SPACE_CODE, Context, decoder
+from tilus.simt.decode import Context, decoder
 from tilus.simt.formats import Array
 from tilus.simt.machine import Group, Machine, Step, as_group
 from tilus.simt.memory import SPACE_BITS, SPACES, Memory
 from tilus.simt.opcode import Opcode, as_word, operation, view_type, word_type
 from tilus.simt.shadow import IN_BLOCK, IN_DEVICE, WEAK, Conflict
 from tilus.simt.sync import Ordering
-from tilus.simt.syntax import BYTES, Address, Operand, Register, Symbol, Vector
+from tilus.simt.syntax import BYTES, Address, Operand, Symbol, Vector
 
 _HINTS = (
     "nc", "ca", "cg", "cs", "lu", "cv", "wb", "wt", "L1::evict_normal", "L1::evict_unchanged", "L1::evict_first",
@@ -206,6 +204,9 @@ def _load(context: Context) -> Step:
 @decoder("st")
 def _store(context: Context) -> Step:
     op = context.opcode
+    if op.rest[:1] == ["async"]:
+        step: Step = context.machine.units["store_async"](context)
+        return step
     order, kind = ordering(op), op.type()
     op.drop(*_HINTS)
     count = int(op.choose("v2", "v4", "v8", default="v1")[1])
@@ -368,20 +369,3 @@ def _transposed(matrices: Array, trans: bool) -> Array:
     square = matrices.view(np.uint16).reshape(*matrices.shape[:-1], 8, 8)
     turned = np.ascontiguousarray(np.swapaxes(square, -1, -2))
     return turned.reshape(*matrices.shape[:-1], 64).view(np.uint8)
-
-
-def generic_address(space: str, address: Any) -> Any:
-    """Return the generic address of one in a space."""
-    return address | SPACE_CODE[space] << SPACE_BITS
-
-
-def register_names(operand: Operand) -> list[str]:
-    """Return the names of the registers in an operand."""
-    match operand:
-        case Register(name=name):
-            return [name]
-        case Vector(items=items):
-            return [n for x in items for n in register_names(x)]
-        case Address(base=base, extra=extra):
-            return [n for x in (base, *extra) for n in register_names(x)]
-    return []

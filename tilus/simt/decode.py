@@ -189,13 +189,14 @@ class Context:
         if (kind == "pred") != (operand.type == "pred") or BYTES[kind] > BYTES[operand.type]:
             raise self.error(f"register {operand.name} of type .{operand.type} cannot take a .{kind}")
         put = _store(row, kind)
-        valid = self.machine.valid.get(operand.name)
-        if valid is None:
+        marks = [table[operand.name] for table in (self.machine.valid, self.machine.touched) if operand.name in table]
+        if not marks:
             return put
 
         def marked(group: Group, value: Array) -> None:
             put(group, value)
-            valid[group] = True
+            for mark in marks:
+                mark[group] = True
 
         return marked
 

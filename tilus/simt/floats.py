@@ -318,7 +318,8 @@ def _set_predicate(op: Opcode) -> Operation:
         raise op.unknown("comparisons into packed numbers")
     combine, name = op.choose("and", "or", "xor"), op.rest.pop(0) if op.rest else ""
     floating = kind in _FORMS
-    if name not in {*_ORDER, *_UNSIGNED_NAMES, *(_UNORDERED if floating else ()), *(("num", "nan") if floating else ())}:
+    names = {*_UNORDERED, "num", "nan"} if floating else _UNSIGNED_NAMES.keys()
+    if name not in _ORDER.keys() | names:
         raise op.unknown(f"no comparison .{name}")
     compare, form = _comparison(name, floating), _FORMS.get(kind)
 

@@ -58,6 +58,16 @@ def possibly_unset(program: Program, contexts: Sequence[Context]) -> set[str]:
     return unset
 
 
+def uses_agents(program: Program) -> bool:
+    """Return whether something else than threads accesses shared memory."""
+    return any(code.root in ("mbarrier", "wgmma") for code in program.code)
+
+
+def accumulators(contexts: Sequence[Context]) -> set[str]:
+    """Return the registers that tensor cores write asynchronously."""
+    return {name for c in contexts if c.instruction.opcode.startswith("wgmma.mma_async") for name in c.writes}
+
+
 def narrowest(contexts: Sequence[Context], space: str) -> int:
     """Return the least number of bytes that an instruction reads or writes in a space."""
     sizes = [16]

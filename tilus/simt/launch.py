@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from tilus.errors import LaunchError
-from tilus.simt import access, barriers, control, copies, flow, mma, sync, warps
+from tilus.simt import access, barriers, bulk, cluster, control, copies, flow, mbarrier, mma, sync, warps, wgmma
+from tilus.simt.arguments import Arguments, bind
 from tilus.simt.decode import Context, decode
-from tilus.simt.formats import Array
 from tilus.simt.machine import Machine, Options, Piece, Shape, Step
-from tilus.simt.memory import GlobalMemory, Memory, check_argument
 from tilus.simt.parser import parse
 from tilus.simt.program import Program, link
 from tilus.simt.report import Index3, Report
 from tilus.simt.shadow import Clocks, Shadow
-from tilus.simt.syntax import Symbol, Variable
 
-_MODULES = (access, control, mma)  # importing them fills the table of decoders
+_MODULES = (access, control, mma, wgmma)  # importing them fills the table of decoders
 _RESIDENT_THREADS = 1 << 13
 _RESIDENT_SHARED = 1 << 23
 _GLOBAL_SLOTS = 4
+_AGENTS = 64  # barriers and warpgroups of a block
 
 
 def run(
@@ -90,15 +89,14 @@ def run(
     shape = _shape(program, grid, block, cluster, shared_bytes)
     report = Report(kernel, module.target)
     options = Options(landing, sanitize, metrics, max_pieces)
-    memory, params, symbols = _memory(program, args)
+    arguments = bind(program, args)
     with np.errstate(all="ignore"):
-        _run_all(program, shape, options, report, memory, params, symbols)
-    memory.copy_back()
+        _run_all(program, shape, options, report, arguments)
+    arguments.memory.copy_back()
     return report
 
 
-def _run_all(program: Program, shape: Shape, options: Options, report: Report, memory: GlobalMemory, params: Memory,
-             symbols: Mapping[str, int]) -> None:  # fmt: skip
+def _run_all(program: Program, shape: Shape, options: Options, report: Report, arguments: Arguments) -> None:
     """Run the grid, as many blocks at a time as fit."""
     total, cluster = int(np.prod(shape.grid)), int(np.prod(shape.cluster))
     threads = -(-int(np.prod(shape.block)) // 32) * 32
@@ -107,32 +105,39 @@ def _run_all(program: Program, shape: Shape, options: Options, report: Report, m
     fit = max(fit // cluster * cluster, cluster)
     shadow: Shadow | None = None
     for first in range(0, total, fit):
-        machine = Machine(program, shape, options, report, memory, params, min(fit, total - first), first)
-        shadow = prepare(machine, symbols, shadow)
+        machine = Machine(program, shape, options, report, arguments.memory, arguments.params,
+                          min(fit, total - first), first)  # fmt: skip
+        shadow = prepare(machine, arguments, shadow)
         machine.start()
         machine.run()
         if shadow is not None:
             shadow.age()
 
 
-def prepare(machine: Machine, symbols: Mapping[str, int], before: Shadow | None) -> Shadow | None:
+def prepare(machine: Machine, arguments: Arguments, before: Shadow | None) -> Shadow | None:
     """Decode a program for a machine; return the shadow of global memory, which outlives the blocks."""
-    machine.units["params"] = symbols
+    machine.units["params"] = arguments.symbols
     machine.units["sync"] = sync.SyncPoints()
     machine.units["warps"] = warps.Warps(machine)
     machine.units["barriers"] = barriers.Barriers(machine)
     machine.units["clusters"] = barriers.Clusters(machine)
     machine.units["copies"] = copies.Copies(machine)
+    machine.units["mbarriers"] = mbarrier.Barriers(machine)
+    machine.units["bulk"] = bulk.BulkCopies(machine, arguments.maps, arguments.map_buffers)
+    machine.units["proxy"] = bulk.Proxies(machine)
+    machine.units["tensor_cores"] = wgmma.TensorCores(machine)
+    machine.units["store_async"] = cluster.store_async
     decoded = _decode_all(machine)
     contexts = [context for _, context in decoded]
     machine.report.data_independent = flow.is_data_independent(machine.program, contexts)
     if not machine.options.sanitize:
         return None
-    unset = flow.possibly_unset(machine.program, contexts)
-    if unset:
+    unset = flow.possibly_unset(machine.program, contexts) | flow.accumulators(contexts)
+    if unset or machine.touched:
         machine.valid = {name: np.zeros(machine.threads, bool) for name in unset}
         _decode_all(machine)
-    machine.clocks = Clocks(machine.threads // 32, machine.warps_per_block)
+    agents = _AGENTS * machine.blocks if flow.uses_agents(machine.program) else 0
+    machine.clocks = Clocks(machine.threads // 32, machine.warps_per_block, agents)
     machine.shadows["shared"] = Shadow(machine.shared.nbytes, flow.narrowest(contexts, "shared"),
                                        machine.warps_per_block * machine.cluster, machine.clocks)  # fmt: skip
     if before is None:
@@ -155,7 +160,7 @@ def _decode_all(machine: Machine) -> list[tuple[Step, Context]]:
     return decoded
 
 
-# --- arguments --------------------------------------------------------------------------------------------------------
+# --- the launch's shape ---------------------------------------------------------------------------------------------
 
 
 def _extents(value: int | Sequence[int], what: str) -> Index3:
@@ -182,64 +187,3 @@ def _shape(program: Program, grid: int | Sequence[int], block: int | Sequence[in
     if any(g % c for g, c in zip(shape.grid, shape.cluster, strict=True)):
         raise LaunchError(f"a grid of {shape.grid} blocks is no multiple of the cluster {shape.cluster}")
     return shape
-
-
-def _memory(program: Program, args: Sequence[Any]) -> tuple[GlobalMemory, Memory, dict[str, int]]:
-    """Return global memory with the arguments and variables, the bytes of the parameters, and where each lies."""
-    if len(args) != len(program.params):
-        raise LaunchError(f"kernel {program.name!r} takes {len(program.params)} arguments, got {len(args)}")
-    pieces: list[tuple[str, Array | bytes]] = []
-    for position, (param, value) in enumerate(zip(program.params, args, strict=True)):
-        check_argument(value, position)
-        if isinstance(value, np.ndarray):
-            pieces.append((param.name, value))
-    first = len(pieces)
-    pieces += [(v.name, bytes(v.nbytes or 0)) for v in program.data]
-    memory = GlobalMemory(pieces)
-    addresses = {v.name: memory.address(first + i) for i, v in enumerate(program.data)}
-    for i, variable in enumerate(program.data):
-        content = _initial(variable, addresses)
-        start = memory.buffers[first + i].start
-        memory.bytes[start : start + len(content)] = np.frombuffer(content, np.uint8)
-    return memory, *_parameters(program, args, memory)
-
-
-def _initial(variable: Variable, addresses: Mapping[str, int]) -> bytes:
-    parts = []
-    for value in variable.initial:
-        number = addresses.get(value.name, 0) + value.offset if isinstance(value, Symbol) else value
-        parts.append((number % (1 << 8 * variable.element)).to_bytes(variable.element, "little"))
-    return b"".join(parts)[: variable.nbytes]
-
-
-def _parameters(program: Program, args: Sequence[Any], memory: GlobalMemory) -> tuple[Memory, dict[str, int]]:
-    symbols, data, number = {}, b"", 0
-    for param, value in zip(program.params, args, strict=True):
-        data = data.ljust(-(-len(data) // param.align) * param.align, b"\0")
-        symbols[param.name] = len(data)
-        if isinstance(value, np.ndarray):
-            data += memory.address(number).to_bytes(8, "little")
-            number += 1
-        else:
-            data += _value(value, param)
-    params = Memory(len(data))
-    params.bytes[: len(data)] = np.frombuffer(data, np.uint8)
-    return params, symbols
-
-
-def _value(value: Any, param: Variable) -> bytes:
-    nbytes = param.nbytes or 0
-    match value:
-        case bytes():
-            data = value
-        case np.generic():
-            data = value.tobytes()
-        case int():
-            data = (value % (1 << 8 * nbytes)).to_bytes(nbytes, "little")
-        case float():
-            data = np.asarray(value, f"f{nbytes}").tobytes()
-        case _:
-            raise LaunchError(f"parameter {param.name}: expected an array, a number or bytes, got {type(value).__name__}")
-    if len(data) != nbytes:
-        raise LaunchError(f"parameter {param.name}: expected {nbytes} bytes, got {len(data)}")
-    return data

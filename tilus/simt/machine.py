@@ -76,6 +76,8 @@ class Machine:
         Registers: one word for each thread.
     valid : dict
         For registers that some path leaves unset: which threads set them.
+    touched : dict
+        For accumulators of tensor cores: which threads changed them since their last fence.
     pc, resume : array
         The piece that a thread runs next, and the one it goes on with when it is released.
     """
@@ -90,8 +92,9 @@ class Machine:
     first: int = 0
     rows: dict[str, Array] = field(default_factory=dict)
     valid: dict[str, Array] = field(default_factory=dict)
+    touched: dict[str, Array] = field(default_factory=dict)
     pieces: list[Piece] = field(default_factory=list)
-    units: dict[str, Any] = field(default_factory=dict)  # barriers, copies, ...: by name of their module
+    units: dict[str, Any] = field(default_factory=dict)  # barriers, copies, ...: see `launch.prepare`
 
     def __post_init__(self) -> None:
         x, y, z = self.shape.block

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tilus.errors import LaunchError
 from tilus.simt.formats import Array
 from tilus.simt.program import SHARED_BASE
 
@@ -149,9 +148,3 @@ class SharedMemory(Memory):
         found = [(at, name) for at, name in self.names if at <= address]
         at, name = found[-1] if found else (SHARED_BASE, "shared memory")
         return f"{name} at byte {address - at}"
-
-
-def check_argument(value: object, position: int) -> None:
-    """Demand an array whose bytes lie one behind another."""
-    if isinstance(value, np.ndarray) and not value.flags.c_contiguous:
-        raise LaunchError(f"argument {position}: the array is not contiguous", hint="pass a contiguous copy")

@@ -29,12 +29,22 @@ LAST_CODE = (1 << _CODE_BITS) - 1
 class Clocks:
     """What the resident warps know of each other."""
 
-    def __init__(self, warps: int, warps_per_block: int) -> None:
-        self.now = np.ones(warps, np.int64)
-        self.known = np.zeros((warps, FIRST + warps), np.int32)
+    def __init__(self, warps: int, warps_per_block: int, agents: int = 0) -> None:
+        self.now = np.ones(warps + agents, np.int64)
+        self.known = np.zeros((warps, FIRST + warps + agents), np.int32)
         self.known[:, 0] = NEVER
         self.per_block = warps_per_block
         self._own = FIRST + np.arange(warps)
+        self._agents = iter(range(warps, warps + agents))
+
+    def add_agent(self) -> int:
+        """Return the thread number of something else that accesses memory: a barrier's copies, a tensor core."""
+        return next(self._agents) * LANES
+
+    def tick(self, agent: int) -> int:
+        """End an agent's epoch; return the column and the tick from which on its accesses are known."""
+        self.now[agent >> 5] += 1
+        return int(self.now[agent >> 5])
 
     def publish(self, warps: Array) -> Array:
         """Return what others know after they synchronised with these warps: shape (warps, columns)."""
@@ -46,6 +56,11 @@ class Clocks:
     def learn(self, warps: Array, row: Array) -> None:
         """Let warps know what a row says, which has shape (columns,) or (warps, columns)."""
         self.known[warps] = np.maximum(self.known[warps], row)
+
+    def learn_agent(self, warps: Array, agent: int, tick: int) -> None:
+        """Let warps know an agent's accesses before a tick."""
+        column = FIRST + (agent >> 5)
+        self.known[warps, column] = np.maximum(self.known[warps, column], tick)
 
     def join(self, warps: Array) -> None:
         """Order everything before, of warps given as (groups, members), before everything after."""
@@ -109,7 +124,7 @@ class Shadow:
         stamp = (strength << _STRENGTH_AT) | (min(code, LAST_CODE) << _THREAD_BITS)
         return (self.clocks.now[threads >> 5] << _CLOCK_AT) + (threads + (stamp + FIRST * LANES))
 
-    def _unordered(self, epochs: Array, threads: Array, strength: int) -> Array:
+    def unordered(self, epochs: Array, threads: Array, strength: int) -> Array:
         """Return which epochs are not ordered before accesses of threads; shapes (n, ...) and (n,)."""
         mine = threads.reshape(-1, *[1] * (epochs.ndim - 1))
         clock = epochs >> _CLOCK_AT
@@ -127,7 +142,7 @@ class Shadow:
         epochs = self.writes[cells]
         found = []
         if epochs.any():
-            found = self._conflicts(self._unordered(epochs, threads, strength), epochs, True)
+            found = self._conflicts(self.unordered(epochs, threads, strength), epochs, True)
         stamps = self._epochs(threads, strength, code)
         self.reads[cells, (threads >> 5 if self.slots > 1 else threads[:1] * 0)[:, None] % self.slots] = stamps[:, None]
         return found
@@ -144,9 +159,9 @@ class Shadow:
         epochs, before = self.writes[cells], self.reads[cells]
         found = []
         if epochs.any():
-            found += self._conflicts(self._unordered(epochs, threads, strength), epochs, True)
+            found += self._conflicts(self.unordered(epochs, threads, strength), epochs, True)
         if before.any():
-            found += self._conflicts(self._unordered(before, threads, strength), before, False)
+            found += self._conflicts(self.unordered(before, threads, strength), before, False)
         return found
 
     @staticmethod
@@ -164,12 +179,29 @@ class Shadow:
         self.valid[cells] = True
         return found
 
+    def begin_read(self, agent: int, cells: Array, code: int) -> None:
+        """Mark cells as being read by an agent."""
+        stamp = (NEVER << _CLOCK_AT) | (min(code, LAST_CODE) << _THREAD_BITS)
+        self.reads[cells, (agent >> 5) % self.slots] = agent + stamp + FIRST * LANES
+
+    def finish_read(self, agent: int, cells: Array) -> None:
+        """Mark an agent's reads as done."""
+        slot = (agent >> 5) % self.slots
+        self.reads[cells, slot] = self._done(self.reads[cells, slot], np.full(len(cells), agent))
+
     def finish(self, threads: Array, cells: Array) -> None:
-        """Mark asynchronous writes as done, by the threads that waited for them."""
-        epochs = self.writes[cells]
-        own = (epochs >> _CLOCK_AT == NEVER) & ((epochs & ((1 << _THREAD_BITS) - 1)) == threads[:, None] + FIRST * LANES)
-        done = (epochs & ((1 << _CLOCK_AT) - 1)) | (self.clocks.now[threads >> 5] << _CLOCK_AT)[:, None]
-        self.writes[cells] = np.where(own, done, epochs)
+        """Mark asynchronous writes as done, by the threads that waited for them, or by agents."""
+        self.writes[cells] = self._done(self.writes[cells], threads)
+
+    def _done(self, epochs: Array, threads: Array) -> Array:
+        who = threads.reshape(-1, *[1] * (epochs.ndim - 1))
+        own = (epochs >> _CLOCK_AT == NEVER) & ((epochs & ((1 << _THREAD_BITS) - 1)) == who + FIRST * LANES)
+        done = (epochs & ((1 << _CLOCK_AT) - 1)) | self.clocks.now[who >> 5] << _CLOCK_AT
+        return np.where(own, done, epochs)
+
+    def writers(self, cells: Array) -> Array:
+        """Return the resident threads that wrote cells last; negative for others."""
+        return (self.writes[cells] & ((1 << _THREAD_BITS) - 1)) - FIRST * LANES
 
     def age(self) -> None:
         """Let all epochs be of blocks that ended before, for the next resident blocks."""

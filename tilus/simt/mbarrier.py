@@ -1,0 +1,351 @@
+"""Barriers in shared memory that count arrivals and bytes (PTX ISA, "Parallel synchronization: mbarrier").
+
+A phase ends when no arrival and no byte is pending. A thread that waits is parked until then: `try_wait` returns true
+at last, and a loop around it runs once. What the arrivals knew, and the copies that the phase counted, are ordered
+before everything after the wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tilus.simt.access import Access, access, ordering
+from tilus.simt.copies import Signal
+from tilus.simt.decode import Context, Write, decoder
+from tilus.simt.formats import Array
+from tilus.simt.machine import Group, Machine, Step, as_group
+from tilus.simt.shadow import IN_DEVICE
+from tilus.simt.sync import Ordering
+from tilus.simt.syntax import Sink
+
+_STRONG = Ordering("relaxed", IN_DEVICE, False)
+_MOST_BYTES = (1 << 20) - 1
+
+
+@dataclass(slots=True)
+class Waiter:
+    """Threads parked at a barrier, until `phase` has ended; then `done` is called with them."""
+
+    threads: Array
+    phase: int
+    done: Callable[[Array], None]
+    code: int
+
+
+@dataclass(slots=True)
+class Barrier:
+    """One barrier.
+
+    Attributes
+    ----------
+    place : int
+        In shared memory.
+    expected, pending, bytes, phase : int
+        Arrivals of every phase; arrivals and bytes that are missing now; phases that have ended.
+    agent : int
+        Its copies' number for the detector of races; -1 without one.
+    fenced : bool
+        Other proxies may use it.
+    row : array or None
+        What the arrivals of this phase know; `rows` keeps those of earlier phases.
+    """
+
+    place: int
+    address: int
+    expected: int
+    agent: int
+    pending: int = 0
+    bytes: int = 0
+    phase: int = 0
+    fenced: bool = False
+    dropped: int = 0
+    row: Array | None = None
+    rows: dict[int, tuple[Array | None, int]] = field(default_factory=dict)
+    waiters: list[Waiter] = field(default_factory=list)
+
+
+class Barriers:
+    """All barriers in the shared memory of the resident blocks, by place."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.all: dict[int, Barrier] = {}
+        self.agents: dict[int, int] = {}
+        machine.waiting.append(self.describe)
+
+    def init(self, place: int, address: int, count: int) -> None:
+        """Make a barrier."""
+        if self.machine.clocks is not None and place not in self.agents:
+            self.agents[place] = self.machine.clocks.add_agent()
+        self.all[place] = Barrier(place, address, count, self.agents.get(place, -1), count)
+
+    def get(self, place: int, address: int, code: int, threads: Array) -> Barrier | None:
+        """Return the barrier at a place; that there is none is a fault."""
+        barrier = self.all.get(place)
+        if barrier is None:
+            self.machine.find("barrier", "there is no initialised mbarrier", code, threads, address=address,
+                              buffer=self.machine.describe("shared", address))  # fmt: skip
+        return barrier
+
+    def arrive(self, barrier: Barrier, count: int, code: int, threads: Array, row: Array | None) -> None:
+        """Count arrivals."""
+        if barrier.pending < count:
+            self._fault(barrier, "barrier", f"{count} arrivals at an mbarrier that expects {barrier.pending}", code, threads)
+            return
+        barrier.pending -= count
+        if row is not None:
+            barrier.row = row if barrier.row is None else np.maximum(barrier.row, row)
+        self.advance(barrier)
+
+    def expect(self, barrier: Barrier, nbytes: int, code: int, threads: Array) -> None:
+        """Count bytes that copies will bring."""
+        barrier.bytes += nbytes
+        if barrier.bytes > _MOST_BYTES:
+            self._fault(barrier, "barrier", f"{barrier.bytes} bytes are pending at an mbarrier", code, threads)
+
+    def complete(self, barrier: Barrier, nbytes: int) -> None:
+        """Count bytes that have arrived. They may come before they are expected."""
+        barrier.bytes -= nbytes
+        self.advance(barrier)
+
+    def _fault(self, barrier: Barrier, kind: str, text: str, code: int, threads: Array) -> None:
+        self.machine.find(kind, text, code, threads, address=barrier.address,
+                          buffer=self.machine.describe("shared", barrier.address))  # fmt: skip
+
+    def advance(self, barrier: Barrier) -> None:
+        """End the phase if nothing is pending."""
+        if barrier.pending or barrier.bytes:
+            return
+        tick = 0
+        if self.machine.clocks is not None:
+            tick = self.machine.clocks.tick(barrier.agent)
+        barrier.rows = {barrier.phase: (barrier.row, tick), barrier.phase - 1: barrier.rows.get(barrier.phase - 1, (None, 0))}
+        barrier.phase += 1
+        barrier.expected -= barrier.dropped
+        barrier.pending, barrier.row, barrier.dropped = barrier.expected, None, 0
+        ready = [w for w in barrier.waiters if w.phase < barrier.phase]
+        barrier.waiters = [w for w in barrier.waiters if w.phase >= barrier.phase]
+        for waiter in ready:
+            self.acquire(barrier, waiter.phase, waiter.threads)
+            waiter.done(waiter.threads)
+            self.machine.release(waiter.threads)
+
+    def acquire(self, barrier: Barrier, phase: int, threads: Array) -> None:
+        """Order what a phase waited for before what threads do next."""
+        clocks = self.machine.clocks
+        if clocks is None or phase not in barrier.rows:
+            return
+        row, tick = barrier.rows[phase]
+        warps = np.unique(threads >> 5)
+        if row is not None:
+            clocks.learn(warps, row)
+        clocks.learn_agent(warps, barrier.agent, tick)
+
+    def wait(self, barrier: Barrier, waiter: Waiter, *, park: bool) -> bool:
+        """Let threads wait for the end of a phase; return whether it has ended."""
+        if waiter.phase < barrier.phase:
+            self.acquire(barrier, waiter.phase, waiter.threads)
+            return True
+        if park:
+            self.machine.park(as_group(waiter.threads, self.machine.threads))
+            barrier.waiters.append(waiter)
+        return False
+
+    def signal(self, threads: Array, addresses: Array, code: int, increment: bool, groups: Array) -> Signal:
+        """Return what to do when the earlier `cp.async` of threads have landed: arrive."""
+        acc = Access(self.machine, code, 8, "shared", "mbarrier operation", _STRONG)
+        places, good = acc.locate("shared", addresses, threads)
+        targets = dict(zip(threads.tolist(), places.tolist(), strict=True))
+        for place in targets.values() if increment and good is None else ():
+            if place in self.all:
+                self.all[place].pending += 1
+
+        def act(done: Array) -> None:
+            for thread in done:
+                barrier = self.all.get(targets[int(thread)])
+                if barrier is not None:
+                    one = np.array([thread])
+                    clocks = self.machine.clocks
+                    row = clocks.publish(one >> 5)[0] if clocks is not None else None
+                    self.arrive(barrier, 1, code, one, row)
+
+        return Signal(threads, groups, act)
+
+    def fence(self, blocks: set[int] | None = None) -> None:
+        """Let other proxies use the barriers that exist."""
+        for barrier in self.all.values():
+            if blocks is None or barrier.place // self.machine.shared.stride in blocks:
+                barrier.fenced = True
+
+    def describe(self) -> list[str]:
+        """Return who waits for what."""
+        texts = []
+        for barrier in self.all.values():
+            for w in barrier.waiters:
+                place = self.machine.program.code[w.code]
+                texts.append(
+                    f"{len(w.threads)} threads wait for phase {w.phase} of the mbarrier "
+                    f"{self.machine.describe('shared', barrier.address)} of block {barrier.place // self.machine.shared.stride}"
+                    f" ({barrier.pending} arrivals and {barrier.bytes} bytes are missing), {place.place}: {place.text}"
+                )
+        return texts
+
+
+# --- instructions -----------------------------------------------------------------------------------------------------
+
+
+@decoder("mbarrier")
+def _mbarrier(context: Context) -> Step:
+    op = context.opcode
+    actions = {"init": _init, "inval": _invalidate, "arrive": _arrive, "arrive_drop": _arrive, "expect_tx": _expect,
+               "complete_tx": _expect, "test_wait": _wait, "try_wait": _wait, "pending_count": _pending}  # fmt: skip
+    name = op.rest.pop(0)
+    if name not in actions:
+        raise context.error(f"no mbarrier operation .{name}")
+    return actions[name](context, name)
+
+
+def _each(context: Context, position: int, act: Callable[[Barrier, Array, Array], None], code: int) -> Step:
+    """Return a step that acts on the barriers at an address operand: once for all threads at the same one."""
+    machine = context.machine
+    op = context.opcode
+    space = op.choose("shared::cta", "shared::cluster", "shared")
+    op.drop("b64")
+    op.finish()
+    acc = access(context, 8, space, "mbarrier operation", _STRONG)
+    read = context.address(context.operands[position])
+
+    def step(group: Group) -> None:
+        barriers: Barriers = machine.units["mbarriers"]
+        whole = machine.numbers[group]
+        for space, addresses, threads in acc.by_space(group, read(group)):
+            places, good = acc.locate(space, addresses, threads)
+            if good is not None:
+                places, addresses, threads = places[good], addresses[good], threads[good]
+            _check_order(acc, places, addresses, threads)
+            for place in np.unique(places):
+                mine = places == place
+                barrier = barriers.get(int(place), int(addresses[mine][0]), code, threads[mine])
+                if barrier is not None:
+                    act(barrier, threads[mine], np.searchsorted(whole, threads[mine]))
+
+    return step
+
+
+def _check_order(acc: Access, places: Array, addresses: Array, threads: Array) -> None:
+    """Using a barrier has to be ordered after making it."""
+    shadow = acc.machine.shadows.get("shared")
+    if shadow is not None and len(threads):
+        conflicts = shadow.read(threads, shadow.cells(places, 8), IN_DEVICE, acc.code)
+        acc.machine.race([c for c in conflicts if c.was_write], "shared", acc.code, threads, addresses, acc.verb)
+
+
+def _init(context: Context, name: str) -> Step:
+    op = context.opcode
+    op.drop("shared::cta", "shared", "b64")
+    op.finish()
+    acc = access(context, 8, "shared", "mbarrier.init", Ordering("weak", 0, False))
+    read, count = context.address(context.operands[0]), context.read(context.operands[1], "u32")
+    machine = context.machine
+
+    def step(group: Group) -> None:
+        counts = count(group)
+        for space, addresses, threads in acc.by_space(group, read(group)):
+            places, good = acc.locate(space, addresses, threads)
+            if good is not None:
+                return
+            values = [np.broadcast_to(counts, threads.shape).astype(np.uint64)]
+            acc.on_write(space, places, addresses, threads, values)
+            acc.memory(space).store(places, values)
+            for place, address, number in zip(places, addresses, values[0], strict=True):
+                machine.units["mbarriers"].init(int(place), int(address), int(number))
+
+    return step
+
+
+def _invalidate(context: Context, name: str) -> Step:
+    barriers: Barriers = context.machine.units["mbarriers"]
+    return _each(context, 0, lambda barrier, threads, at: barriers.all.pop(barrier.place) and None, context.code)
+
+
+def _arrive(context: Context, name: str) -> Step:
+    op, machine, code = context.opcode, context.machine, context.code
+    expects, _ = op.take("expect_tx"), op.take("noComplete")
+    order = ordering(op)
+    operands = context.operands
+    has_state = len(operands) > 1 and not hasattr(operands[0], "base")
+    write: Write | None = None
+    if has_state and not isinstance(operands[0], Sink):
+        write = context.write(operands[0], "b64")
+    rest = operands[has_state + 1 :]
+    amount = context.read(rest[0], "u32") if rest else None
+
+    def act(barrier: Barrier, threads: Array, at: Array) -> None:
+        barriers: Barriers = machine.units["mbarriers"]
+        group = as_group(threads, machine.threads)
+        amounts = np.broadcast_to(amount(group), threads.shape) if amount is not None else np.ones(len(threads), int)
+        if write is not None:
+            write(group, np.full(len(threads), barrier.phase, np.uint64))
+        row = None
+        if machine.clocks is not None and order.name != "relaxed":
+            row = machine.clocks.publish(np.unique(threads >> 5)).max(0)
+        if expects:
+            barriers.expect(barrier, int(amounts.sum()), code, threads)
+        if name == "arrive_drop":
+            barrier.dropped += len(threads)
+        barriers.arrive(barrier, len(threads) if expects else int(amounts.sum()), code, threads, row)
+
+    return _each(context, int(has_state), act, code)
+
+
+def _expect(context: Context, name: str) -> Step:
+    op, machine, code = context.opcode, context.machine, context.code
+    op.drop("relaxed", "cta", "cluster")
+    amount = context.read(context.operands[1], "u32")
+
+    def act(barrier: Barrier, threads: Array, at: Array) -> None:
+        barriers: Barriers = machine.units["mbarriers"]
+        total = int(np.broadcast_to(amount(as_group(threads, machine.threads)), threads.shape).sum())
+        if name == "expect_tx":
+            barriers.expect(barrier, total, code, threads)
+        else:
+            barriers.complete(barrier, total)
+
+    return _each(context, 0, act, code)
+
+
+def _wait(context: Context, name: str) -> Step:
+    """`try_wait` parks threads until the phase has ended, `test_wait` only looks."""
+    op, machine, code = context.opcode, context.machine, context.code
+    parity = op.take("parity")
+    op.drop("acquire", "relaxed", "cta", "cluster")
+    write = context.write(context.operands[0], "pred")
+    token = context.read(context.operands[2], "u32" if parity else "b64")
+    for hint in context.operands[3:]:
+        context.read(hint, "u32")
+
+    def act(barrier: Barrier, threads: Array, at: Array) -> None:
+        barriers: Barriers = machine.units["mbarriers"]
+        group = as_group(threads, machine.threads)
+        tokens = np.broadcast_to(token(group), threads.shape)
+        for value in np.unique(tokens):
+            some = threads[tokens == value]
+            # A parity names the current phase, or the one before it.
+            phase = barrier.phase - (int(value) != barrier.phase % 2) if parity else int(value)
+
+            def done(who: Array) -> None:
+                write(as_group(who, machine.threads), np.ones(len(who), bool))
+
+            if barriers.wait(barrier, Waiter(some, phase, done, code), park=name == "try_wait"):
+                done(some)
+            elif name == "test_wait":
+                write(as_group(some, machine.threads), np.zeros(len(some), bool))
+
+    return _each(context, 1, act, code)
+
+
+def _pending(context: Context, name: str) -> Step:
+    raise context.error("the count in a state is not modelled")
