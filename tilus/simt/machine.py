@@ -28,7 +28,7 @@ from tilus.simt.syntax import Instruction, Register
 LANES = 32
 PARKED = 1 << 30
 EXITED = PARKED + 1
-_TURN = 64  # pieces between two turns of the warp that waited longest
+_TURN = 16  # pieces between two turns of the warp that waited longest
 
 Group: TypeAlias = "slice | Array"
 Step: TypeAlias = Callable[[Any], None]

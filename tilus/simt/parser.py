@@ -118,9 +118,12 @@ class _Parser:
         return sign * int(token.text.rstrip("U"), 0)
 
     def list_of(self, close: str, item: Callable[[], object]) -> None:
+        if self.accept(close):
+            return
+        item()
         while not self.accept(close):
+            self.expect(",")
             item()
-            self.accept(",")
 
     # --- module level -------------------------------------------------------------------------------------------
 

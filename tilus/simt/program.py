@@ -21,7 +21,6 @@ from tilus.simt.syntax import (
 
 SHARED_BASE = 1024  # where a block's shared memory begins; the hardware keeps the part below
 INTRINSICS = ("vprintf", "__assertfail")
-_MOST_CALLS = 1000
 
 # A group of threads that meets one of these may go on at different places or times.
 _ENDS = {"bra", "brx", "ret", "exit", "bar", "barrier", "trap"}
@@ -97,6 +96,7 @@ class _Expansion:
         self.module = module
         self.variables: dict[str, Variable] = {}
         self.tables: dict[str, tuple[str, ...]] = {}
+        self.stack: list[str] = []
         self.calls = 0
 
     def body(self, function: Function) -> Iterator[Instruction | str]:
@@ -111,11 +111,13 @@ class _Expansion:
         callee = self.module.functions.get(name)
         if callee is None or not callee.body:
             raise VMError(f"{call.place}: `{call.text}` calls a function that the PTX does not hold")
+        if name in self.stack:
+            raise VMError(f"{call.place}: `{call.text}`: recursion is not supported")
         self.calls += 1
-        if self.calls > _MOST_CALLS:
-            raise VMError(f"{call.place}: `{call.text}`: more than {_MOST_CALLS} calls; recursion is not supported")
         mark = f"{name}#{self.calls}:"
+        self.stack.append(name)
         inner = list(self.body(callee))
+        self.stack.pop()
         names = {v.name: mark + v.name for v in callee.variables.values()}
         names |= {item: mark + item for item in inner if isinstance(item, str)}
         formal = [*callee.results, *callee.params]
