@@ -90,7 +90,7 @@ def test_a_state_made_on_another_device_is_repacked():
     x = torch.randn(3, 100)
     state = quantized.state_dict()
     elsewhere = quantized.weight.repack(native_pack(quantized.weight.dtype, "cuda"))
-    text = torch.frombuffer(bytearray(elsewhere.format_text.encode()), dtype=torch.uint8)
+    text = tilus.QuantLinear(elsewhere).get_extra_state()
     _, other = layer(seed=5)
     other.load_state_dict({**state, "words": elsewhere.words, "_extra_state": text})
     assert torch.equal(other.words, quantized.words)
@@ -103,6 +103,24 @@ def test_a_state_of_another_format_is_refused(options):
     _, other = layer(**options, seed=6)
     with pytest.raises((tilus.TilusError, RuntimeError), match=r"format|Missing|Unexpected"):
         quantized.load_state_dict(other.state_dict())
+
+
+@pytest.mark.parametrize(("n", "k"), [(21, 96), (21, 101), (20, 100), (24, 128)])
+def test_a_state_of_another_shape_is_refused_even_where_padding_makes_its_words_fit(n, k):
+    _, quantized = layer(n=n, k=k)
+    _, other = layer(n=21, k=100)
+    before = other.words.clone()
+    with pytest.raises(tilus.TilusError, match=rf"a weight of shape \[21, 100\], this layer has \[{n}, {k}\]"):
+        quantized.load_state_dict(other.state_dict())
+    other.load_state_dict(layer(n=21, k=100, seed=3)[1].state_dict())
+    assert not torch.equal(other.words, before)
+
+
+def test_a_state_that_does_not_say_its_shape_is_refused():
+    _, quantized = layer()
+    text = torch.frombuffer(bytearray(quantized.format.encode()), dtype=torch.uint8)
+    with pytest.raises(tilus.TilusError, match="does not say which format and shape"):
+        quantized.load_state_dict({**quantized.state_dict(), "_extra_state": text})
 
 
 def test_a_truncated_state_is_refused():
@@ -174,6 +192,10 @@ def test_wrong_use():
     wrong(r"bias must be an array \[21\] of f16 .* got \[21\] of f32", lambda: quantized(torch.randn(3, 100).half()))
     wrong("bias must have shape", lambda: tilus.QuantLinear(quantized.weight, torch.zeros(20)))
     wrong("torch tensors", lambda: tilus.QuantLinear(tilus.quantize(linear.weight.detach().numpy(), "u4", 32)))
+    wrong("takes a torch.nn.Linear, got int", lambda: tilus.QuantLinear.from_linear(3, "u4"))
+    wrong("takes a torch.nn.Linear, got Conv1d", lambda: tilus.QuantLinear.from_linear(torch.nn.Conv1d(3, 4, 1), "u4"))
+    wrong("an array of floats, got u4", lambda: quantized.weight.dequantize("u4"))
+    wrong("an array of floats, got f4e2m1", lambda: quantized.weight.dequantize("f4e2m1"))
     wrong("unknown|no data type|u99", lambda: tilus.QuantLinear.from_linear(linear, "u99"))
 
 
@@ -191,3 +213,47 @@ def test_binary_weights_by_a_codebook_of_the_user():
     other.load_state_dict(quantized.state_dict())
     assert torch.equal(other(x), quantized(x))
     assert quantized.weight.dequantize().unique().numel() <= 2 * quantized.scales.numel()
+
+
+def gradients(module, x, grad):
+    x = x.detach().requires_grad_()
+    module(x).backward(grad)
+    return x.grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["u4", "i3", "f4e2m1", "nf4", "u1"])
+def test_gradients_pass_to_the_activations(name, dtype):
+    _, quantized = layer(name, dtype)
+    x, grad = torch.randn(2, 3, 100, dtype=dtype), torch.randn(2, 3, 21, dtype=dtype)
+    expected = grad.double() @ quantized.weight.dequantize("f32").double()
+    step = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
+    found = gradients(quantized, x, grad)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), expected, rtol=step, atol=step * expected.abs().max().item())
+    assert (found.double() - expected).abs().max() < expected.abs().max() / 20
+
+
+def test_a_network_learns_through_a_frozen_layer():
+    torch.manual_seed(0)
+    adapter, quantized = torch.nn.Linear(10, 100), layer()[1]
+    x, wanted = torch.randn(64, 10), torch.randn(64, 21)
+    optimizer = torch.optim.Adam(adapter.parameters(), lr=0.01)
+    losses = []
+    for _ in range(30):
+        loss = (quantized(adapter(x)) - wanted).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+    assert quantized.words.grad is None
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled_gradients(dynamic):
+    model = torch.nn.Sequential(layer()[1], torch.nn.GELU(), layer(n=7, k=21)[1])
+    compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for m in (3, 8):
+        x, grad = torch.randn(m, 100), torch.randn(m, 7)
+        torch.testing.assert_close(gradients(compiled, x, grad), gradients(model, x, grad), rtol=0, atol=0)

@@ -11,7 +11,7 @@ import tilus
 from tests.kernels.cases import activations, bias_of
 from tests.kernels.test_matmul import TORCH, as_torch, torch_weight
 from tests.tolerance import check
-from tilus.kernels.torch_ops import QUANTIZED_MATMUL
+from tilus.kernels.torch_ops import DEQUANTIZE, QUANTIZED_MATMUL
 from tilus.runtime.weights import native_pack
 
 
@@ -76,13 +76,73 @@ def test_compile_traces_matmul_whole(dynamic):
         torch.testing.assert_close(compiled(x), expected, rtol=0, atol=0)
 
 
-def test_gradients_do_not_pass_silently():
+def differences(f, x, grad, step=1.0):
+    """The gradient of sum(f(x) * grad) by central differences: f is linear, so any step is as good."""
+    found = torch.zeros(x.numel(), dtype=torch.float64)
+    for i in range(x.numel()):
+        ends = []
+        for sign in (step, -step):
+            moved = x.detach().clone().reshape(-1)
+            moved[i] += sign
+            ends.append((f(moved.reshape(x.shape)).double() * grad.double()).sum())
+        found[i] = (ends[0] - ends[1]) / (2 * step)
+    return found.reshape(x.shape)
+
+
+@pytest.mark.parametrize(("name", "options"), [("u4", {}), ("u4", {"zero_point": False}), ("f4e2m1", {}), ("i3", {})])
+def test_gradients_are_differences(name, options):
+    x, *rest, bias, form, n = operands(name, "f32", m=2, **options)
+    grad = torch.randn(2, 21, generator=torch.Generator().manual_seed(0))
+    leaf, added = x.clone().requires_grad_(), bias.clone().requires_grad_()
+    y = QUANTIZED_MATMUL(leaf, *rest, added, form, n)
+    check(y, x, torch_weight(name, kind="f32", **options), bias)
+    y.backward(grad)
+    expected = differences(lambda moved: QUANTIZED_MATMUL(moved, *rest, bias, form, n), x, grad)
+    torch.testing.assert_close(leaf.grad.double(), expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+    expected = differences(lambda moved: QUANTIZED_MATMUL(x, *rest, moved, form, n), bias, grad)
+    torch.testing.assert_close(added.grad.double(), expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+
+
+def test_gradients_of_gradients():
     x, *rest = operands(kind="f32")
-    y = QUANTIZED_MATMUL(x.requires_grad_(), *rest)
-    check(y, x, torch_weight(kind="f32"), rest[3])
-    if y.requires_grad:
-        with pytest.warns(UserWarning, match="autograd kernel was not registered"):
-            y.sum().backward()
+    leaf = x.clone().requires_grad_()
+    grad = torch.randn(5, 21, requires_grad=True)
+    [dx] = torch.autograd.grad(QUANTIZED_MATMUL(leaf, *rest), leaf, grad, create_graph=True)
+    along = torch.randn_like(dx)
+    [found] = torch.autograd.grad(dx, grad, along)
+    torch.testing.assert_close(found, QUANTIZED_MATMUL(along, *rest[:3], None, *rest[4:]), rtol=1e-4, atol=1e-4)
+
+
+def test_a_weight_has_no_gradient_and_says_so():
+    x, words, scales, *rest = operands(kind="f32")
+    with pytest.raises(tilus.TilusError, match="the scales require a gradient, but a quantized weight is frozen"):
+        QUANTIZED_MATMUL(x, words, scales.clone().requires_grad_(), *rest)
+
+
+def test_torch_finds_nothing_wrong_with_dequantize():
+    x, words, scales, zeros, _, form, n = operands()
+    results = torch.library.opcheck(torch.ops.tilus.dequantize.default, (x, words, scales, zeros, form, n, 100))
+    assert set(results.values()) == {"SUCCESS"}
+    assert DEQUANTIZE(x.new_empty(0), words[:0], scales[:, :0], zeros[:, :0], form, 0, 100).shape == (0, 100)
+
+
+@pytest.mark.parametrize("kind", TORCH)
+@pytest.mark.parametrize("group_size", [32, -1])
+@pytest.mark.parametrize(("name", "options"), [("u4", {}), ("u3", {"zero_point": False}), ("f6e3m2", {}), ("nf4", {}),
+                                               ("i8", {}), ("mxfp4", {}), ("nvfp4", {})])  # fmt: skip
+def test_dequantize_is_the_weight(name, options, group_size, kind):
+    if name in ("mxfp4", "nvfp4"):
+        group_size = {"mxfp4": 32, "nvfp4": 16}[name]
+    w = tilus.quantize(torch.randn(21, 100, generator=torch.Generator().manual_seed(1)), name, group_size, **options)
+    like = torch.empty(0, dtype=TORCH[kind])
+    found = DEQUANTIZE(like, w.words, w.scales, w.zero_points, w.format_text, 21, 100)
+    assert found.dtype == like.dtype
+    expected = w.dequantize("f32").double()
+    step = {torch.float32: 2**-23, torch.float16: 2**-11, torch.bfloat16: 2**-8}[found.dtype]
+    torch.testing.assert_close(found.double(), expected, rtol=step, atol=2**-24)
+    assert (found.double() - expected).abs().max() < expected.abs().max() / 100
+    with pytest.raises(tilus.TilusError, match="words must be an array"):
+        DEQUANTIZE(like, w.words, w.scales, w.zero_points, w.format_text, 21, 300)
 
 
 WITHOUT_TORCH = """

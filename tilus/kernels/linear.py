@@ -14,9 +14,23 @@ from tilus.runtime.weights.packing import PackLayout, native_pack, native_packs
 from tilus.runtime.weights.quantize import quantize
 from tilus.runtime.weights.weight import QuantizedWeight, WeightFormat
 
+_SHAPE = " | shape "
+
+
+def _read_state(state: torch.Tensor) -> tuple[WeightFormat, list[int]]:
+    """Return the format and the shape [N, K] that `get_extra_state` wrote."""
+    text, _, shape = bytes(state.tolist()).decode(errors="replace").rpartition(_SHAPE)
+    if not text or not all(part.isdigit() for part in shape.split()):
+        raise LaunchError(
+            "the state does not say which format and shape its weight has", hint="save it again with state_dict()"
+        )
+    return WeightFormat.parse(text), [int(part) for part in shape.split()]
+
 
 class QuantLinear(torch.nn.Module):
-    """`y = x @ dequantize(W).T + bias`, a drop-in for `torch.nn.Linear` at inference.
+    """`y = x @ dequantize(W).T + bias`, a drop-in for `torch.nn.Linear` whose weight is frozen.
+
+    Gradients pass through it to the activations.
 
     Parameters
     ----------
@@ -50,6 +64,11 @@ class QuantLinear(torch.nn.Module):
         cls, linear: torch.nn.Linear, dtype: str | DataType, group_size: int = 128, **options: Any
     ) -> QuantLinear:
         """Quantize a linear layer; options are those of `tilus.quantize`."""
+        if not isinstance(linear, torch.nn.Linear):
+            raise LaunchError(
+                f"from_linear takes a torch.nn.Linear, got {type(linear).__name__}",
+                hint="for other layers pass QuantLinear(tilus.quantize(weight, ...), bias), weight of shape [N, K]",
+            )
         return cls(quantize(linear.weight, dtype, group_size, **options), linear.bias)
 
     @property
@@ -86,18 +105,25 @@ class QuantLinear(torch.nn.Module):
         self.words, self.format = weight.words, weight.format_text
 
     def get_extra_state(self) -> torch.Tensor:
-        """Return the format as bytes: a `state_dict` says what its words mean, wherever it was made."""
-        return torch.frombuffer(bytearray(self.format.encode()), dtype=torch.uint8)
+        """Return format and shape as bytes: a `state_dict` says what its words mean, wherever it was made."""
+        text = f"{self.format}{_SHAPE}{self.out_features} {self.in_features}"
+        return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: torch.Tensor) -> None:
         """Do nothing: `_load_from_state_dict` has read it."""
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Load words of any packed order; refuse those of another type, group size or kind of zero point."""
+        """Load words of any packed order; refuse those of another shape, type, group size or kind of zero point."""
         key = prefix + "_extra_state"
         if key in state_dict and prefix + "words" in state_dict:
-            given = WeightFormat.parse(bytes(state_dict[key].tolist()).decode())
+            given, shape = _read_state(state_dict[key])
             mine = WeightFormat.parse(self.format)
+            if shape != [self.out_features, self.in_features]:
+                raise LaunchError(
+                    f"{prefix or 'the state'} holds a weight of shape {shape}, "
+                    f"this layer has [{self.out_features}, {self.in_features}]",
+                    hint="make the layer with the extents that were saved: padding hides what differs",
+                )
             if given != mine:
                 if replace(given, pack=mine.pack) != mine or given.dtype != mine.dtype:
                     raise LaunchError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import isfinite
 from typing import Any
 
@@ -122,9 +123,15 @@ def _carries(given: DataType, wanted: DataType) -> bool:
     """Whether an array holds what a kernel wants: elements of the same bits, or words of packed codes."""
     if wanted.nbits < 8:
         return given.is_integer and given.nbits in (8, 32)
-    # Torch has few operations on unsigned integers; codes of a byte, or of a type that no library has, are integers too.
+    # Torch has few operations on unsigned integers; codes of a byte or of a type that no library has are integers too.
     as_integers = wanted.is_integer or wanted.numpy_dtype is None or wanted.nbits == 8
     return given == wanted or (as_integers and given.is_integer and given.nbits == wanted.nbits)
+
+
+@cache
+def _limits(kind: DataType) -> tuple[float, float]:
+    """Return the least and greatest value of a type: decoding them would cost each launch a hundred microseconds."""
+    return kind.min_value, kind.max_value
 
 
 def _number(name: str, kind: DataType, value: Any) -> int | float:
@@ -136,7 +143,8 @@ def _number(name: str, kind: DataType, value: Any) -> int | float:
         number = float(value)
     else:
         raise LaunchError(f"argument {name!r} must be a number of type {kind}, got {value!r}")
-    if isfinite(number) and not kind.min_value <= number <= kind.max_value:
+    low, high = _limits(kind)
+    if isfinite(number) and not low <= number <= high:
         wider = "i64" if kind.is_integer else "f64"
         raise LaunchError(
             f"argument {name!r} does not fit {kind}: {value}", hint=f"annotate the parameter with {wider}"

@@ -138,8 +138,18 @@ class QuantizedWeight:
         """Return the weight [N, K], each value rounded once to `dtype` (default: `weight_dtype`).
 
         A NumPy array, or a torch tensor on the device of the weight if that is one.
+
+        Raises
+        ------
+        QuantizeError
+            For a type that arrays of numbers do not have.
         """
         kind = as_dtype(dtype) if dtype is not None else self.weight_dtype
+        if not kind.is_float or kind.numpy_dtype is None:
+            raise QuantizeError(
+                f"a weight is dequantized to an array of floats, got {kind}",
+                hint="f16, bf16, f32 and f64 are such types",
+            )
         values = self.dtype.decode(self.codes()).astype(np.float64)
         if self.format.zero_point == "half":
             values -= 2 ** (self.dtype.nbits - 1)
@@ -147,7 +157,6 @@ class QuantizedWeight:
             values -= self._spread(self.zero_points)
         values *= self._spread(self.scales) if self.format.scale is None else self._spread_codes(self.format.scale)
         values *= self.format.tensor_scale
-        assert kind.numpy_dtype is not None
         return like(kind.encode(values).view(kind.numpy_dtype), self.words)
 
     def _spread_codes(self, kind: DataType) -> np.ndarray:
