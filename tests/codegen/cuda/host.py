@@ -17,7 +17,7 @@ import numpy as np
 
 from tilus.codegen.cuda import CudaSource
 
-SHIM = Path(__file__).with_name("shim.h")
+HERE = Path(__file__).parent
 _PTX_FUNCTION = re.compile(r"^__device__ __forceinline__ [^\n]* ptx_\w+\([^\n]*\{\n(?:  [^\n]*\n)*\}\n", re.MULTILINE)
 
 
@@ -28,20 +28,30 @@ def portable(text: str) -> str:
     return "\n".join(line for line in text.splitlines() if not line.startswith("using ")) + "\n"
 
 
-FLAGS = ["-O0", "-std=c++17", "-shared", "-fPIC", "-w", "-fwrapv", "-ffp-contract=off"]
+FLAGS = ["-std=c++17", "-shared", "-fPIC", "-w", "-fwrapv", "-ffp-contract=off"]
 
 
 @lru_cache(maxsize=1)
 def _folder() -> tempfile.TemporaryDirectory[str]:
-    """Return a folder with the shim, compiled once for all kernels."""
+    """Return a folder with the machine, compiled once for all kernels."""
     folder = tempfile.TemporaryDirectory(prefix="tilus-host-")
-    shutil.copy(SHIM, folder.name)
-    run_compiler("-x", "c++-header", "-o", f"{folder.name}/shim.h.gch", f"{folder.name}/shim.h")
+    shutil.copy(HERE / "shim.h", folder.name)
+    run_compiler("-O2", "-o", f"{folder.name}/libshim.so", str(HERE / "shim.cpp"))
     return folder
 
 
+@lru_cache(maxsize=1)
+def machine() -> ctypes.CDLL:
+    """Load the machine, which all kernels run on."""
+    library = ctypes.CDLL(f"{_folder().name}/libshim.so")
+    library.get_failure.restype = library.get_printed.restype = ctypes.c_char_p
+    return library
+
+
 def run_compiler(*arguments: str) -> None:
-    done = subprocess.run(["g++", *FLAGS, *arguments], capture_output=True, text=True, check=False)
+    compiler = shutil.which("g++")
+    assert compiler, "these tests compile generated code with g++, which was not found: install a C++ compiler"
+    done = subprocess.run([compiler, *FLAGS, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[:4000]
 
 
@@ -52,7 +62,7 @@ def compile_host(source: str) -> ctypes.CDLL:
     name = hashlib.sha256(source.encode()).hexdigest()[:16]
     path, library = folder / f"{name}.cpp", folder / f"{name}.so"
     path.write_text(f'#include "shim.h"\n{source}')
-    run_compiler("-o", str(library), str(path))
+    run_compiler("-O0", "-nostdlib", f"-Wl,-rpath,{folder}", "-o", str(library), str(path), f"{folder}/libshim.so")
     return ctypes.CDLL(str(library))
 
 
@@ -72,7 +82,8 @@ def entry(text: str) -> str:
     names = ", ".join(f"a{i}" for i in range(len(types)))
     return (
         'extern "C" void run(const u64* slots, const u32* grid, u32 threads, u32 shared, bool backwards) {\n'
-        f"{loads}run_grid(grid, threads, shared, backwards, [=]() {{ {found[1]}({names}); }});\n}}\n"
+        "run_grid(grid, threads, shared, backwards, [](const u64* slots) {\n"
+        f"{loads}{found[1]}({names});\n}}, slots);\n}}\n"
     )
 
 
@@ -87,10 +98,10 @@ def run_kernel(
         For a fault that the shim has found.
     """
     library = compile_host(portable(source.text) + entry(source.text))
-    library.get_failure.restype = library.get_printed.restype = ctypes.c_char_p
+    host = machine()
     copies: list[tuple[np.ndarray, np.ndarray]] = []
     slots = []
-    library.forget_buffers()
+    host.forget_buffers()
     for arg in args:
         if isinstance(arg, np.ndarray):
             padded = np.zeros(arg.nbytes + 256 + _PADDING, np.uint8)
@@ -99,19 +110,19 @@ def run_kernel(
             held[:] = np.ascontiguousarray(arg).reshape(-1).view(np.uint8)
             copies.append((arg, held))
             # Only a buffer of less than whole words may be touched beyond its end.
-            library.add_buffer(ctypes.c_uint64(held.ctypes.data), ctypes.c_uint64(-(-arg.nbytes // 4) * 4))
+            host.add_buffer(ctypes.c_uint64(held.ctypes.data), ctypes.c_uint64(-(-arg.nbytes // 4) * 4))
             slots.append(held.ctypes.data)
         else:
             slots.append(int.from_bytes(np.asarray(arg).tobytes().ljust(8, b"\0"), "little"))
     extents = (ctypes.c_uint32 * 3)(*(*grid, 1, 1)[:3])
     packed = (ctypes.c_uint64 * max(len(slots), 1))(*slots)
     library.run(packed, extents, threads, source.dynamic_shared_bytes, backwards)
-    failure = library.get_failure().decode()
+    failure = host.get_failure().decode()
     if failure:
         raise HostFault(failure)
     for array, held in copies:
         array.reshape(-1).view(np.uint8)[:] = held
-    return str(library.get_printed().decode())
+    return str(host.get_printed().decode())
 
 
 class HostFault(AssertionError):
