@@ -159,6 +159,8 @@ class Machine:
         thread = epoch_thread(epoch)
         if thread < 0:
             return "a thread of an earlier block"
+        if thread >= self.threads:
+            return "a copy or a product"
         block, inside = self.index3(thread)
         return f"thread {inside} of block {block}"
 

@@ -88,7 +88,9 @@ def _fence(context: Context) -> Step:
     op.drop("sc", "acq_rel", "acquire", "release")
     if op.take("mbarrier_init"):
         op.drop("release", "cluster")
-        return lambda group: None
+        op.finish()
+        machine = context.machine
+        return lambda group: machine.units["mbarriers"].fence(set(machine.block_of[group].tolist()))
     scope = op.choose("cta", "cluster", "gpu", "gl", "sys")
     op.finish()
     machine = context.machine
