@@ -87,6 +87,25 @@ def test_failed_write_leaves_nothing(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(safetensors.numpy, "save_file", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(FormatError, match="cannot be written: disk full"):
         save_weights(tmp_path / "w.safetensors", {"a": quantize(WEIGHT, "u4")})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_written(tmp_path):
+    weight = quantize(WEIGHT, "u4")
+    with pytest.raises(FormatError, match="cannot be written"):
+        save_weights(tmp_path / "no" / "w.safetensors", {"a": weight})
+    for thing in (WEIGHT, None, 3):
+        with pytest.raises(
+            FormatError, match=f"expected quantized weights by name, got {type(thing).__name__} for 'a'"
+        ):
+            save_weights(tmp_path / "w.safetensors", {"a": thing})
+    with pytest.raises(FormatError, match="expected quantized weights by name, got QuantizedWeight for 3"):
+        save_weights(tmp_path / "w.safetensors", {3: weight})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_library(saved):
+    with pytest.raises(FormatError, match="framework must be 'numpy' or 'torch', got 'jax'"):
+        load_weights(saved[0], framework="jax")

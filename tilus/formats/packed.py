@@ -30,10 +30,21 @@ TENSORS = ("words", "scales", "zero_points")
 
 
 def save_weights(path: str | os.PathLike[str], weights: Mapping[str, QuantizedWeight]) -> None:
-    """Write quantized weights to one safetensors file; the file appears whole or not at all."""
+    """Write quantized weights to one safetensors file; the file appears whole or not at all.
+
+    Raises
+    ------
+    FormatError
+        For what is no quantized weight, or a file that cannot be written.
+    """
     tensors: dict[str, np.ndarray] = {}
     entries: dict[str, Any] = {}
     for name, weight in weights.items():
+        if not isinstance(name, str) or not isinstance(weight, QuantizedWeight):
+            raise FormatError(
+                f"{path}: expected quantized weights by name, got {type(weight).__name__} for {name!r}",
+                hint="tilus.quantize makes a QuantizedWeight",
+            )
         arrays = {part: host(getattr(weight, part)) for part in TENSORS if getattr(weight, part) is not None}
         arrays["words"] = arrays["words"].view(np.uint32)
         tensors |= {f"{name}.{part}": np.ascontiguousarray(a) for part, a in arrays.items()}
@@ -44,11 +55,19 @@ def save_weights(path: str | os.PathLike[str], weights: Mapping[str, QuantizedWe
             "sha256": {part: _digest(a.tobytes()) for part, a in arrays.items()},
         }
     header = json.dumps({"version": VERSION, "weights": entries}, sort_keys=True)
-    target = Path(path)
+    try:
+        _write_whole(Path(path), tensors, {"tilus": header, "tilus.sha256": _digest(header.encode())})
+    except (safetensors.SafetensorError, OSError) as error:
+        raise FormatError(
+            f"{path}: cannot be written: {error}", hint="is there such a folder, and room in it?"
+        ) from error
+
+
+def _write_whole(target: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
     os.close(handle)
     try:
-        safetensors.numpy.save_file(tensors, temporary, {"tilus": header, "tilus.sha256": _digest(header.encode())})
+        safetensors.numpy.save_file(tensors, temporary, metadata)
         os.replace(temporary, target)
     except BaseException:
         os.unlink(temporary)
@@ -58,13 +77,15 @@ def save_weights(path: str | os.PathLike[str], weights: Mapping[str, QuantizedWe
 def load_weights(
     path: str | os.PathLike[str], *, framework: Literal["numpy", "torch"] = "numpy"
 ) -> dict[str, QuantizedWeight]:
-    """Read the weights that `save_weights` wrote.
+    """Read the weights that `save_weights` wrote, as NumPy arrays or torch tensors.
 
     Raises
     ------
     FormatError
         If anything in the file is not as it was written; then nothing is loaded.
     """
+    if framework not in ("numpy", "torch"):
+        raise FormatError(f"framework must be 'numpy' or 'torch', got {framework!r}")
     try:
         with safetensors.safe_open(os.fspath(path), framework="numpy") as file:
             metadata = file.metadata() or {}
