@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from math import gcd
+from math import gcd, prod
 from typing import Any
 
 from tilus.dtypes import DataType, dtype
@@ -78,8 +78,27 @@ def constants(form: WeightFormat, activation: DataType, scale: DataType, bm: int
     }
 
 
+@cache
+def ternary_constants(form: WeightFormat, activation: DataType, scale: DataType, bm: int, bias: bool) -> dict[str, Any]:
+    """Choose those of `ternary_matmul`."""
+    on_cpu = form.pack.device == "cpu"
+    compute = F32 if on_cpu else BF16 if activation == F32 else activation
+    return {
+        "XT": activation,
+        "CT": compute,
+        "PARTS": activation_parts(activation, compute),
+        "ST": scale,
+        "PACK": form.pack,
+        "BM": bm,
+        "GROUP": max(form.group_size, 0),
+        "BIAS": bias,
+        "STAGES": 0 if on_cpu else stages(form.pack, activation, bm),
+        "WARPS": 1 if on_cpu else WARPS,
+    }
+
+
 def stages(pack: PackLayout, activation: DataType, bm: int) -> int:
     """Return how many tiles of weights and activations to keep in shared memory: what fits every GPU, 2 to 4."""
-    rows, width = pack.tile
-    tile_bytes = rows * width * pack.dtype.nbits // 8 + bm * width * activation.nbits // 8
+    width = pack.tile[1]
+    tile_bytes = 4 * prod(pack.words.shape) + bm * width * activation.nbits // 8
     return min(max(STAGE_BYTES // tile_bytes, 2), 4)

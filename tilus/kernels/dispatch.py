@@ -12,11 +12,12 @@ import numpy as np
 
 from tilus.dtypes import DataType
 from tilus.errors import LaunchError
-from tilus.kernels.configure import LARGEST_BATCH_TILE, constants, rows_per_block
-from tilus.kernels.programs import quantized_matmul
+from tilus.kernels.configure import LARGEST_BATCH_TILE, constants, rows_per_block, ternary_constants
+from tilus.kernels.programs import quantized_matmul, ternary_matmul
 from tilus.runtime.arguments import element_type, is_torch
 from tilus.runtime.kernel import BoundKernel
 from tilus.runtime.weights.packing import Device, native_packs
+from tilus.runtime.weights.trits import TritPack
 from tilus.runtime.weights.weight import QuantizedWeight, WeightFormat
 
 ACTIVATIONS = ("f16", "bf16", "f32")
@@ -78,8 +79,11 @@ def run(x: Any, words: Any, scales: Any, zero_points: Any | None, bias: Any | No
         launch = _kernel(any_scale, device_kind(x), x.dtype, scales.dtype, min(m, LARGEST_BATCH_TILE), bias is not None)
         # In place of what is not there stands any array: it is not read.
         zeros, added = words if zero_points is None else zero_points, y if bias is None else bias
-        sizes = m, n, k, form.groups(k)
-        launch(x.reshape(m, k), words, scales, zeros, added, y, *sizes, form.tensor_scale)
+        rows, sizes = x.reshape(m, k), (m, n, k, form.groups(k))
+        if isinstance(form.pack, TritPack):
+            launch(rows, words, scales, added, y, *sizes)
+        else:
+            launch(rows, words, scales, zeros, added, y, *sizes, form.tensor_scale)
     elif m and n:
         y[...] = 0 if bias is None else bias
     return y.reshape(*x.shape[:-1], n)
@@ -98,6 +102,8 @@ def _kernel(form: WeightFormat, device: Device, activation: Any, scale: Any, m: 
             hint="QuantizedWeight.packed_for repacks them",
         )
     bm = rows_per_block(m, device, form.dtype, x_type)
+    if isinstance(form.pack, TritPack):
+        return ternary_matmul.bind(**ternary_constants(form, x_type, scale_type, bm, bias))
     return quantized_matmul.bind(**constants(form, x_type, scale_type, bm, bias))
 
 

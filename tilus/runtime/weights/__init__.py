@@ -2,6 +2,16 @@
 
 from tilus.runtime.weights.packing import Device, PackLayout, native_pack, native_packs
 from tilus.runtime.weights.quantize import quantize
+from tilus.runtime.weights.trits import TritPack
 from tilus.runtime.weights.weight import QuantizedWeight, WeightFormat
 
-__all__ = ["Device", "PackLayout", "QuantizedWeight", "WeightFormat", "native_pack", "native_packs", "quantize"]
+__all__ = [
+    "Device",
+    "PackLayout",
+    "QuantizedWeight",
+    "TritPack",
+    "WeightFormat",
+    "native_pack",
+    "native_packs",
+    "quantize",
+]

@@ -46,12 +46,13 @@ def quantize_blocks(
     quantized = form.quantize(values)
     pack = native_pack(form.element, "cuda" if device.startswith("cuda") else "cpu", weight_dtype)
     narrow = form.scale.nbits == 8
-    scales = np.ascontiguousarray(quantized.scales.T)
+    scale_type = np.dtype(np.uint8) if narrow else form.scale.numpy_dtype
+    assert scale_type is not None, "checked by _zero_point"
     return QuantizedWeight(
         WeightFormat(pack, form.block, zero, form.scale if narrow else None, float(quantized.tensor_scale)),
         (values.shape[0], values.shape[1]),
         like(pack.pack(quantized.codes.astype(form.element.code_dtype)), weight),
-        like(scales.astype(np.uint8) if narrow else scales.view(form.scale.numpy_dtype), weight),
+        like(np.ascontiguousarray(quantized.scales.T).view(scale_type), weight),
         None if zero != "tensor" else like(_zeros(form, quantized.zeros), weight),
         weight_dtype,
     )

@@ -104,7 +104,8 @@ class PackLayout:
         if len(parts) != 3 or not parts[2].isdigit():
             raise LayoutError(f"expected 'type | layout | words' or 'type | layout | words | bits', got {text!r}")
         bits = parse_bits("bits(" + places) if mark else None
-        return PackLayout(parse_dtype(parts[0]), parse(parts[1]), int(parts[2]), bits)
+        kind = parse_dtype(parts[0])
+        return PACKS.get(kind.name, PackLayout)(kind, parse(parts[1]), int(parts[2]), bits)
 
     def grid(self, n: int, k: int) -> tuple[int, int]:
         """Return the number of tiles along N and K."""
@@ -149,6 +150,10 @@ class PackLayout:
         return matrix[:n, :k]
 
 
+# Types whose codes take no whole number of bits, and how they are packed.
+PACKS: dict[str, type[PackLayout]] = {}
+
+
 @cache
 def native_pack(kind: DataType, device: Device, activation: DataType = f16) -> PackLayout:
     """Return the order of codes that the kernels of a device read fastest, for activations of a type.
@@ -160,6 +165,8 @@ def native_pack(kind: DataType, device: Device, activation: DataType = f16) -> P
     On a CPU with L lanes a tile is 4 rows of 128: lane l holds k = L i + l, and one vector load fetches a word for
     every lane.
     """
+    if kind.name in PACKS:
+        return _small_tile(PACKS[kind.name], kind, device)
     if device == "cpu":
         lanes = host_target().lanes
         return PackLayout(kind, local(4, 128 // lanes) * spatial(1, lanes), 1)
@@ -167,6 +174,13 @@ def native_pack(kind: DataType, device: Device, activation: DataType = f16) -> P
     steps = max(elements // FRAGMENT.local_size, 8)
     fragment = local(1, steps) * spatial(WARPS, 1) * FRAGMENT
     return PackLayout(kind, fragment, 4, _bits(kind, activation, fragment.local_size))
+
+
+def _small_tile(pack: type[PackLayout], kind: DataType, device: Device) -> PackLayout:
+    """Return an order whose fragment is as narrow as the smallest group: any group is a whole number of them."""
+    if device == "cpu":
+        return pack(kind, local(4, 1) * spatial(1, host_target().lanes), 1)
+    return pack(kind, spatial(WARPS, 1) * FRAGMENT, 4)
 
 
 @cache

@@ -16,7 +16,7 @@ from tilus.dtypes import dtype as find_dtype
 from tilus.errors import QuantizeError
 from tilus.runtime.arguments import as_numpy, describe, is_torch
 from tilus.runtime.weights.block_scaled import format_named, quantize_blocks
-from tilus.runtime.weights.packing import native_pack
+from tilus.runtime.weights.packing import PACKS, native_pack
 from tilus.runtime.weights.weight import QuantizedWeight, WeightFormat, ZeroPoint, as_dtype, like
 
 FLOATS = ("f16", "bf16", "f32", "f64")
@@ -40,8 +40,8 @@ def quantize(
     weight : NumPy array or torch tensor of f16, bf16, f32 or f64
         Need not be contiguous.
     dtype : str or DataType
-        Any integer, `eXmY` float or codebook of 1 to 8 bits: `u4`, `i3`, `f4e2m1`, `nf4`, `t2`, ...; or a block-scaled
-        format: `mxfp4`, `mxfp6`, `mxfp8`, `nvfp4`, `u4:g64:bf16`, ..., which says the group size and the rest.
+        Any integer, `eXmY` float or codebook of 1 to 8 bits: `u4`, `i3`, `f4e2m1`, `nf4`, `t2`, `t1.6`, ...; or a
+        block-scaled format: `mxfp4`, `mxfp6`, `mxfp8`, `nvfp4`, `u4:g64:bf16`, ..., which says the group size too.
     group_size : int
         Weights that share a scale: a multiple of 16, or -1 for whole rows. The last group may be shorter.
     zero_point : bool, optional
@@ -95,6 +95,8 @@ def _quantize_blocks(
 def _check_dtype(name: str | DataType) -> DataType:
     kind = as_dtype(name)
     usable = kind.is_integer or kind.is_float or kind.is_codebook
+    if kind.name in PACKS:
+        return kind
     if not usable or not kind.is_bit_packed or kind.nbits > 8 or kind == find_dtype("e8m0"):
         raise QuantizeError(
             f"cannot quantize to {kind}: expected an integer, eXmY float or codebook of 1 to 8 bits",

@@ -1,0 +1,111 @@
+"""`t1.6`: five ternary digits in a byte, packed, multiplied on the CPU, and lowered for GPUs."""
+
+import numpy as np
+import pytest
+
+import tilus
+from tilus import vm
+from tilus.dtypes import dtype
+from tilus.errors import LayoutError
+from tilus.ir.target import CUDA_TARGETS, target
+from tilus.kernels.configure import ternary_constants
+from tilus.kernels.programs import ternary_matmul
+from tilus.layouts import local, spatial
+from tilus.passes.pipeline import lower
+from tilus.runtime.weights import PackLayout, TritPack, native_pack
+
+T16 = dtype("t1.6")
+WEIGHT = np.random.default_rng(0).normal(size=(70, 330)).astype(np.float32)
+
+
+def digits(byte):
+    """The digits of a byte by the multiplications that kernels do."""
+    found = []
+    for _ in range(5):
+        found.append(byte * 3 >> 8)
+        byte = byte * 3 & 255
+    return found
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (64, 160), (67, 333), (0, 5), (5, 0)])
+def test_packing_is_undone(device, n, k):
+    pack = native_pack(T16, device)
+    codes = np.random.default_rng([n, k]).integers(0, 3, (n, k)).astype(np.uint8)
+    words = pack.pack(codes)
+    assert words.shape == pack.packed_shape(n, k)
+    np.testing.assert_array_equal(pack.unpack(words, n, k), codes)
+    assert PackLayout.parse(str(pack)) == pack
+    assert isinstance(PackLayout.parse(str(pack)), TritPack)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_digit_lies_where_the_module_says(device):
+    pack = native_pack(T16, device)
+    n, k = pack.tile
+    codes = np.random.default_rng(1).integers(0, 3, (n, k)).astype(np.uint8)
+    words = pack.pack(codes)[0, 0]
+    width = pack.fragment.shape[1]
+    for thread in range(0, pack.fragment.num_threads, 5):
+        for lane in range(pack.fragment.local_size):
+            row, column = pack.fragment(thread, lane)
+            number, half = divmod(lane, 2)
+            word = int(words[number // pack.vector, thread, number % pack.vector])
+            for slot in range(2):
+                held = digits(word >> (16 * half + 8 * slot) & 255)
+                assert held == [codes[row, (5 * slot + i) * width + column] for i in range(5)]
+
+
+@pytest.mark.parametrize("group", [-1, 16, 32, 128])
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+def test_products_on_the_cpu(group, kind):
+    w = tilus.quantize(WEIGHT, "t1.6", group)
+    values = w.dequantize("f32").astype(float)
+    np.testing.assert_array_equal(values, tilus.quantize(WEIGHT, "t2", group).dequantize("f32"))
+    x = np.random.default_rng(2).normal(size=(5, 330)).astype(kind)
+    bias = np.random.default_rng(3).normal(size=70).astype(kind)
+    exact = x.astype(float) @ values.T + bias
+    bound = 2.0**-24 * 340 * (np.abs(x).astype(float) @ np.abs(values).T) + np.finfo(kind).eps * np.abs(exact)
+    assert (np.abs(tilus.matmul(x, w, bias) - exact) <= bound + 1e-6).all()
+
+
+@pytest.mark.parametrize("activation", ["f16", "bf16", "f32"])
+@pytest.mark.parametrize("group", [-1, 32])
+def test_products_on_a_gpu(activation, group):
+    w = tilus.quantize(WEIGHT, "t1.6", group)
+    w = w.repack(native_pack(w.dtype, "cuda"))
+    kind = dtype(activation)
+    values = ternary_constants(w.format, kind, dtype("f32"), 8, False)
+    x = np.random.default_rng(1).integers(-2, 3, (4, 330)).astype(kind.numpy_dtype)
+    y = np.zeros((4, 70), kind.numpy_dtype)
+    for where in ("sm_80", "sm_90a"):
+        program = lower(ternary_matmul.program(**values), target(where))
+        vm.run(program, [x, w.words, w.scales, y, y, 4, 70, 330, w.format.groups(330)])
+        exact = x.astype(float) @ w.dequantize("f32").astype(float).T
+        eps = {"f16": 2.0**-10, "bf16": 2.0**-7, "f32": 2.0**-20}[activation]
+        assert np.abs(y.astype(float) - exact).max() <= eps * np.abs(exact).max()
+    for where in CUDA_TARGETS:
+        kernel = ternary_matmul.compile(target=where, multiples={"n": 16, "k": 16}, **values)
+        assert kernel.resources.spills == 0
+        assert "HMMA" in kernel.sass
+
+
+def test_five_to_a_byte_and_files(tmp_path):
+    w = tilus.quantize(np.ones((64, 1600), np.float32), "t1.6", -1)
+    assert w.words.nbytes == 64 * 1600 // 5
+    tilus.save_weights(tmp_path / "w.safetensors", {"w": w})
+    again = tilus.load_weights(tmp_path / "w.safetensors")["w"]
+    assert again.format == w.format
+    np.testing.assert_array_equal(again.dequantize("f32"), np.ones((64, 1600)))
+
+
+def test_torch():
+    torch = pytest.importorskip("torch")
+    layer = tilus.QuantLinear.from_linear(torch.nn.Linear(330, 70), "t1.6", -1)
+    x = torch.randn(3, 330)
+    torch.testing.assert_close(layer(x), x @ layer.weight.dequantize().T + layer.bias, rtol=1e-4, atol=1e-4)
+
+
+def test_a_fragment_that_fills_no_words_is_refused():
+    with pytest.raises(LayoutError, match="has 2 lanes a thread, no multiple of 2 x 4 words"):
+        TritPack(T16, local(2, 1) * spatial(1, 8), 4)

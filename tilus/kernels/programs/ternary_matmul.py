@@ -1,0 +1,112 @@
+"""y = x · dequant(w)ᵀ + bias for weights of -1, 0 and 1, five to a byte: a program for GPUs and CPUs.
+
+Two bytes lie in the 16-bit lanes of a word. Times 3, the next digit of each stands above its byte, in bits 8 and 9. A
+GPU multiplies the digit where it is: as the f16 subnormal `digit * 2^-16`, or moved under the exponent of the bf16
+`128 + 32 digit`. What that is off by is made up for on the accumulators, with the sum of the activations.
+"""
+
+from __future__ import annotations
+
+from tilus.dtypes import DataType, bf16, f16, f32, i32, u32
+from tilus.kernels.programs.quantized_matmul import fetch, finish, product
+from tilus.lang import (
+    alloc_shared,
+    block_id,
+    cdiv,
+    full,
+    global_view,
+    inline,
+    launch,
+    load_global,
+    load_shared,
+    ptr,
+    static_range,
+    store_global,
+    sync,
+    view,
+    wait_group,
+    zeros,
+)
+from tilus.runtime.kernel import kernel
+from tilus.runtime.weights.packing import PackLayout
+
+
+@inline
+def numbers(lanes, CT, FRAGMENT):
+    """Return the digits in bits 8 and 9 of lanes as numbers of a type."""
+    if bf16 == CT:
+        return view((lanes >> 3) & 0x00600060 | 0x43004300, bf16, FRAGMENT)
+    return view(lanes & 0x03000300, f16, FRAGMENT).to(CT)
+
+
+@inline
+def weighted(digits, tile, acc, CT, PARTS):
+    """Return acc + (digits - 1) · tileᵀ."""
+    if f32 == CT:
+        return product(digits * 65536.0 - 1.0, tile, acc, CT, PARTS)
+    ones = full(digits.shape, 1.0, CT)
+    total, sums = zeros(acc.shape, f32), zeros(acc.shape, f32)
+    total, sums = product(digits, tile, total, CT, PARTS), product(ones, tile, sums, CT, PARTS)
+    if bf16 == CT:
+        return acc + (total * (1.0 / 32.0) - sums * 5.0)
+    return acc + (total * 65536.0 - sums)
+
+
+@kernel
+def ternary_matmul(
+    x: ptr[XT],
+    w: ptr[u32],
+    scales: ptr[ST],
+    bias: ptr[XT],
+    y: ptr[XT],
+    m: i32,
+    n: i32,
+    k: i32,
+    groups: i32,
+    *,
+    XT: DataType,  # x, bias and y
+    CT: DataType,  # what is multiplied
+    PARTS: int,  # numbers of that type that an activation is the sum of
+    ST: DataType,
+    PACK: PackLayout,
+    BM: int,
+    GROUP: int,  # weights along K that share a scale, a multiple of the fragment's width; 0: all do
+    BIAS: bool,
+    STAGES: int,  # tiles in shared memory; 0: straight from global memory
+    WARPS: int,
+):
+    """Multiply activations [m, k] by a packed weight [n, k]; scales are [groups, n]."""
+    (BN, BK), words, width = PACK.tile, PACK.words, PACK.fragment.shape[1]
+    launch(blocks=(cdiv(m, BM), cdiv(n, BN)), warps=WARPS)
+    col, tile_n, tiles_k = block_id(0) * BM, block_id(1), cdiv(k, BK)
+    row, gx = tile_n * BN, global_view(x, shape=(m, k))
+    gw = global_view(w, shape=(cdiv(n, BN), tiles_k, *words.shape))
+    gs = global_view(scales, shape=(n, groups), strides=(1, n))
+    if STAGES:
+        sw, sx = alloc_shared(u32, (STAGES, *words.shape)), alloc_shared(XT, (STAGES, BM, BK))
+        for s in static_range(STAGES - 1):
+            fetch(sw, sx, gw, gx, tile_n, col, s, s)
+    acc = zeros((BN, BM), f32)
+    for t in range(tiles_k):
+        if STAGES:
+            wait_group(STAGES - 2)
+            sync()  # tile t is there for all threads, and all have left tile t - 1, whose stage is filled next
+            fetch(sw, sx, gw, gx, tile_n, col, t + (STAGES - 1), (t + (STAGES - 1)) % STAGES)
+            packed = load_shared(sw, offset=(t % STAGES, 0, 0, 0), shape=words.shape, layout=words)
+        else:
+            packed = load_global(gw, offset=(tile_n, t, 0, 0, 0), shape=words.shape, layout=words)
+        for j in static_range(10):
+            lanes = (packed >> (8 * (j // 5)) if j % 5 == 0 else lanes) & 0x00FF00FF
+            lanes = lanes * 3
+            digits = numbers(lanes, CT, PACK.fragment)
+            if STAGES:
+                tile = load_shared(sx, offset=(t % STAGES, 0, j * width), shape=(BM, width))
+            else:
+                tile = load_global(gx, offset=(col, t * BK + j * width), shape=(BM, width))
+            if GROUP:
+                scale = load_global(gs, offset=(row, (t * BK + j * width) // GROUP), shape=(BN, 1)).to(f32)
+                acc = acc + weighted(digits, tile, zeros(acc.shape, f32), CT, PARTS) * scale
+            else:
+                acc = weighted(digits, tile, acc, CT, PARTS)
+    acc = finish(acc, gs, 1.0, bias, row, n, GROUP, False, BIAS)
+    store_global(global_view(y, shape=(n, m), strides=(1, n)), acc.to(XT), offset=(row, col))
