@@ -125,13 +125,15 @@ class QuantLinear(torch.nn.Module):
                     hint="make the layer with the extents that were saved: padding hides what differs",
                 )
             if given != mine:
-                if replace(given, pack=mine.pack) != mine or given.dtype != mine.dtype:
+                here = replace(given, pack=mine.pack)
+                if replace(here, tensor_scale=mine.tensor_scale) != mine or given.dtype != mine.dtype:
                     raise LaunchError(
                         f"{prefix or 'the state'} holds a weight of format {given}, this layer has {mine}",
                         hint="make the layer with the type and group size that were saved",
                     )
                 words = replace(self.weight, format=given, words=state_dict[prefix + "words"]).repack(mine.pack).words
                 state_dict = {**state_dict, prefix + "words": words}
+                self.format = str(here)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -80,6 +80,22 @@ def test_torch_tensors():
     assert quantized.half().scales.dtype == torch.uint8
 
 
+def test_a_state_brings_its_tensor_scale():
+    torch = pytest.importorskip("torch")
+    one, other = (tilus.QuantLinear.from_linear(_linear(torch, f), "nvfp4") for f in (1.0, 7.0))
+    other.load_state_dict(one.state_dict())
+    assert other.weight.format == one.weight.format
+    x = torch.randn(3, 160)
+    assert torch.equal(other(x), one(x))
+
+
+def _linear(torch, factor):
+    layer = torch.nn.Linear(160, 70)
+    with torch.no_grad():
+        layer.weight.mul_(factor)
+    return layer
+
+
 @pytest.mark.parametrize(
     ("form", "message"),
     [
