@@ -413,6 +413,28 @@ k.py:6:14: the annotation says f16, the value is a run-time i32
                  ^
 hint: convert it with .to(f16)""",
     ),
+    "number that its annotation refuses": (
+        "z: int = 2.5",
+        """\
+k.py:6:14: the value must be int, got 2.5, a float
+        z: int = 2.5
+                 ^""",
+    ),
+    "flag annotated as a number": (
+        "z: float = True",
+        """\
+k.py:6:16: the value must be float, got True, a bool
+        z: float = True
+                   ^""",
+    ),
+    "run-time value that its annotation refuses": (
+        "z: float = n",
+        """\
+k.py:6:16: the annotation says float, the value is a run-time i32
+        z: float = n
+                   ^
+hint: convert it with .to(...), or annotate it with its own type""",
+    ),
     "comprehension over a run-time range": (
         "z = [n for j in range(n)]",
         """\

@@ -231,7 +231,7 @@ k.py:7:5: a tile of shape (128,) does not fit a shared tensor of shape (64,)
 k.py:6:9: 3000000000 does not fit i32 (-2147483648 to 2147483647)
         z = n + 3000000000
             ^
-hint: convert the other operand to a wider type with .to(...)""",
+hint: use a number in that range, or a wider type than i32""",
     ),
     "power": (
         "z = tile ** 2",

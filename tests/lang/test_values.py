@@ -240,3 +240,67 @@ def test_tuples_are_carried(body) -> None:
         "accs = copy(x=t)",
         "accs_1 = accs_2",
     ]
+
+
+ANNOTATED = {
+    "z: f32 = 3; w = z / 2 + n": "3.0 / 2.0 + f32(n)",
+    "z: float = 3; w = n * z": "f32(n) * 3.0",
+    "z: float = 3; w = n + z // 2": "f32(n) + 1.0",
+    "z: int = 3; w = n + z // 2": "n + 1",
+    "z: 'f16' = 3; w = z + h": "3.0_f16 + h",
+    "z: int = n; w = z + 1": "n + 1",
+    "z: 'a count' = 3; w = n + z": "n + 3",
+}
+
+
+@pytest.mark.parametrize(("line", "expected"), ANNOTATED.items(), ids=ANNOTATED)
+def test_annotations_of_names_give_numbers_their_type(body, line, expected):
+    found = body(f"{line}\nstore_global(global_view(y, shape=1), full(1, w, f32), offset=0)")
+    assert [text.split(" = ")[1] for text in found if text.startswith("w: ")] == [expected]
+
+
+CONSTANT = """\
+def k(y: ptr[f32], *, C: {kind} = {value}):
+    launch(blocks=1, warps=1)
+    store_global(global_view(y, shape=4), full(4, C // 2 if {whole} else C / 2, f32), offset=0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "expected"),
+    [("f32", "3", "1.5"), ("float", "3", "1.5"), ("i32", "7", "3.0"), ("int", "7", "3.0"), ("u8", "255", "127.0")],
+)
+def test_annotations_of_constants_give_numbers_their_type(kernel, kind, value, expected):
+    whole = kind in ("i32", "int", "u8")
+    program = kernel(CONSTANT.format(kind=kind, value=value, whole=whole)).specialize({})
+    assert f"full(value={expected}, shape=(4,))" in to_text(program)
+
+
+def test_a_float_constant_stays_a_float(kernel):
+    program = kernel(CONSTANT.format(kind="f32", value="3", whole=True)).specialize({})
+    assert "full(value=1.0, shape=(4,))" in to_text(program)
+    with pytest.raises(LangError, match=r"shape must be an integer, got the float 4\.0"):
+        kernel(
+            "def k(y: ptr[f32], *, C: f32 = 4):\n    launch(blocks=1, warps=1)\n    t = full(C, 1.0, f32)\n"
+        ).specialize({})
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "match"),
+    [("u8", "256", "256 does not fit u8"), ("i32", "3.0", "must be i32, got 3.0"), ("f32", "True", "must be f32, got True"),
+     ("bool", "1", "must be bool, got 1, an int"), ("int", "False", "must be int, got False"), ("f16", "70000", "does not fit f16")],
+)  # fmt: skip
+def test_constants_that_their_annotation_refuses(kernel, kind, value, match):
+    with pytest.raises(LangError, match=match):
+        kernel(CONSTANT.format(kind=kind, value=value, whole=False)).specialize({})
+
+
+@pytest.mark.parametrize(("name", "call"), [("sum", "np.sum(tile)"), ("exp", "np.exp(tile)"), ("exp", "math.exp(n)"),
+                                            ("where", "np.where(p, tile, tile)"), ("transpose", "np.transpose(tile)")])  # fmt: skip
+def test_functions_of_other_libraries_point_to_ours(kernel, name, call):
+    import math
+
+    import numpy as np
+
+    with pytest.raises(LangError, match=rf"hint: tilus\.{name}\(.*\) does that in a kernel"):
+        kernel(HEAD + f"    w = {call}\n", np=np, math=math).specialize({})

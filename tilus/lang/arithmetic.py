@@ -53,13 +53,37 @@ def literal(value: Number, dtype: DataType) -> Const:
         if not dtype.min_value <= value <= dtype.max_value:
             raise TilusError(
                 f"{value!r} does not fit {dtype} ({dtype.min_value} to {dtype.max_value})",
-                hint="convert the other operand to a wider type with .to(...)",
+                hint=f"use a number in that range, or a wider type than {dtype}",
             )
         return Const(int(value), dtype)
     number = float(value)
     if np.isfinite(number) and abs(number) > dtype.max_value:
         raise TilusError(f"{value!r} does not fit {dtype}, whose largest value is {dtype.max_value}")
     return Const(number, dtype)
+
+
+def with_type(value: Any) -> str:
+    """Return a Python value with the name of its type, as an error shows it."""
+    name = type(value).__name__
+    return f"{value!r}, {'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def number_as(kind: DataType | type, value: Any) -> Number:
+    """Return a compile-time number as an annotation says: a Python type, or a data type that it must fit.
+
+    It stays a compile-time number: a `float` for a float type, an `int` for an integer type.
+    """
+    exact = kind is int or (isinstance(kind, DataType) and kind.is_integer)
+    wanted = bool if kind is bool or kind == boolean else int if exact else float
+    # A bool is an int to Python, but never meant as one.
+    flag = isinstance(value, bool) and wanted is not bool
+    if flag or not isinstance(value, (int, float) if wanted is float else wanted):
+        name = kind.__name__ if isinstance(kind, type) else str(kind)
+        raise TilusError(f"must be {name}, got {with_type(value)}")
+    number: Number = wanted(value)
+    if isinstance(kind, DataType) and not kind.is_boolean:
+        literal(number, kind)
+    return number
 
 
 def expression(value: Value, dtype: DataType | None = None) -> Expr:

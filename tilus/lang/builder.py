@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from tilus.errors import Loc
-from tilus.ir.expr import EXPR_CLASSES, Const, Expr, Tensor, Var, dtype_of
+from tilus.ir.expr import Const, Expr, Tensor, Var, dtype_of
 from tilus.ir.instructions import Copy, Dot, Elementwise, Instruction, result_type
 from tilus.ir.node import children, walk
 from tilus.ir.stmt import Assign, InstStmt, Let, Stmt
@@ -199,8 +199,3 @@ def _may_overwrite(inst: Instruction, out: Tensor) -> bool:
             return out is not a and out is not b
         case _:
             return all(child is not out for child in children(inst))
-
-
-def is_expr(value: Value) -> bool:
-    """Whether a value is an IR expression."""
-    return isinstance(value, EXPR_CLASSES)

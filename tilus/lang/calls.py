@@ -14,6 +14,7 @@ from tilus.lang.arguments import ArgumentError
 from tilus.lang.builder import Builder
 from tilus.lang.expressions import elements, evaluate
 from tilus.lang.frame import Binding, Flow, Frame
+from tilus.lang.functions import FUNCTIONS
 from tilus.lang.inline import InlineFunction
 from tilus.lang.primitives import BoundMethod, LangFunction
 from tilus.lang.values import Tile, Value, describe, is_runtime
@@ -46,6 +47,7 @@ def call(frame: Frame, node: ast.Call) -> Value:
 
 
 _HASHABLE = (type, type(len))
+_LIBRARIES = frozenset(("numpy", "torch", "math", "scipy", "jax", "cupy"))
 
 
 def _keywords(frame: Frame, node: ast.Call) -> dict[str, Value]:
@@ -64,11 +66,19 @@ def _keywords(frame: Frame, node: ast.Call) -> dict[str, Value]:
 def _runtime_argument(frame: Frame, node: ast.Call, function: Any, args: Any, kwargs: Any) -> LangError:
     name = getattr(function, "__name__", repr(function))
     value = next(v for v in (*args, *kwargs.values()) if is_runtime(v))
+    # Functions of NumPy and torch have no text that could be inlined.
+    ours = FUNCTIONS.get(name) if not inspect.isfunction(function) or not _is_of_user(function) else None
     return frame.error(
         node,
         f"{name} is a Python function: it runs while the kernel is compiled and cannot take {describe(value)}",
-        "decorate it with @tilus.inline, or call it with compile-time values",
+        "decorate it with @tilus.inline, or call it with compile-time values"
+        if ours is None
+        else f"tilus.{name}{inspect.signature(ours)} does that in a kernel",
     )
+
+
+def _is_of_user(function: Any) -> bool:
+    return function.__module__.partition(".")[0] not in _LIBRARIES
 
 
 def _call_language(frame: Frame, node: ast.Call, function: LangFunction, args: Any, kwargs: Any) -> Value:

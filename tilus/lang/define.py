@@ -18,6 +18,7 @@ from tilus.ir.node import substitute, walk
 from tilus.ir.program import Param, Program
 from tilus.ir.stmt import InstStmt
 from tilus.ir.types import PointerType, RegisterType, ScalarType
+from tilus.lang.arithmetic import number_as, with_type
 from tilus.lang.builder import Builder
 from tilus.lang.frame import Binding, Frame
 from tilus.lang.source import Source, read_source
@@ -148,21 +149,27 @@ class KernelDef:
             if value is REQUIRED:
                 message = f"kernel {self.name!r} needs a value for the constant {constant.name!r}"
                 raise LangError(message, loc=constant.loc, hint=f"pass {constant.name}=...")
-            self._check_constant(constant, value, values)
+            values[constant.name] = self._constant(constant, value, values)
         return values
 
-    def _check_constant(self, constant: Constant, value: Any, values: Mapping[str, Any]) -> None:
+    def _constant(self, constant: Constant, value: Any, values: Mapping[str, Any]) -> Any:
+        """Return the value of a constant as its annotation says, or raise."""
         kind = constant.annotation
         if isinstance(kind, str):
             try:
                 kind = self._evaluate(kind, values)
             except Exception:  # an annotation of a constant is for people: what cannot be read is not checked
-                return
-        allowed = (int, float) if kind is float else kind
-        flag = isinstance(value, bool) and kind in (int, float)  # a bool is an int to Python, but never meant as one
-        if not isinstance(kind, type) or (isinstance(value, allowed) and not flag):
-            return
-        came = f"{value!r}, a {type(value).__name__}"
+                return value
+        if isinstance(kind, DataType) or kind in (int, float, bool):
+            try:
+                return number_as(kind, value)
+            except TilusError as error:
+                raise LangError(
+                    f"constant {constant.name!r} {error.message}", loc=constant.loc, hint=error.hint
+                ) from None
+        if not isinstance(kind, type) or isinstance(value, kind):
+            return value
+        came = with_type(value)
         raise LangError(f"constant {constant.name!r} must be {kind.__name__}, got {came}", loc=constant.loc)
 
     def _evaluate(self, text: str, constants: Mapping[str, Any]) -> Any:

@@ -12,7 +12,7 @@ from tilus.ir.expr import Const, Expr, Var, dtype_of
 from tilus.ir.stmt import Break, Continue, For, If, While
 from tilus.ir.types import ScalarType
 from tilus.lang import control
-from tilus.lang.arithmetic import condition, literal
+from tilus.lang.arithmetic import condition, literal, number_as
 from tilus.lang.calls import call
 from tilus.lang.expressions import EVALUATORS, binary, evaluate, negate
 from tilus.lang.frame import Binding, Flow, Frame, Scope, Unbound
@@ -95,21 +95,41 @@ def _augmented(frame: Frame, node: ast.AugAssign) -> Flow:
 
 
 def _annotated(frame: Frame, node: ast.AnnAssign) -> Flow:
-    """`x: f16 = 0` gives a number a type; other annotations are for people."""
+    """`x: f16 = 0` gives a number a type, `x: float = 0` makes it a float; other annotations are for people."""
     if node.value is None:
         return Flow.NEXT
-    dtype, value = evaluate(frame, node.annotation), evaluate(frame, node.value)
-    if isinstance(dtype, DataType):
-        if isinstance(value, NUMBER):
-            value = Scalar(literal(value, dtype))
-        elif not isinstance(value, Scalar | Tile) or value.dtype != dtype:
-            raise frame.error(
-                node.value,
-                f"the annotation says {dtype}, the value is {describe(value)}",
-                f"convert it with .to({dtype})",
-            )
-    assign_to(frame, node.target, value)
+    kind, value = evaluate(frame, node.annotation), evaluate(frame, node.value)
+    if isinstance(kind, str):  # in quotes
+        kind = frame.source.names().get(kind, kind)
+    assign_to(frame, node.target, _as_annotated(frame, node.value, kind, value))
     return Flow.NEXT
+
+
+def _as_annotated(frame: Frame, node: ast.expr, kind: Value, value: Value) -> Value:
+    if isinstance(kind, DataType):
+        if isinstance(value, NUMBER):
+            return Scalar(literal(value, kind))
+        if not isinstance(value, Scalar | Tile) or value.dtype != kind:
+            message = f"the annotation says {kind}, the value is {describe(value)}"
+            raise frame.error(node, message, f"convert it with .to({kind})")
+    elif isinstance(kind, type) and kind in _PYTHON_TYPES:
+        if isinstance(value, Scalar | Tile):
+            if not _PYTHON_TYPES[kind](value.dtype):
+                message = f"the annotation says {kind.__name__}, the value is {describe(value)}"
+                raise frame.error(node, message, "convert it with .to(...), or annotate it with its own type")
+            return value
+        try:
+            return number_as(kind, value)
+        except TilusError as error:
+            raise frame.error(node, f"the value {error.message}", error.hint) from None
+    return value
+
+
+_PYTHON_TYPES: dict[type, Callable[[DataType], bool]] = {
+    int: lambda dtype: dtype.is_integer,
+    float: lambda dtype: dtype.is_float,
+    bool: lambda dtype: dtype.is_boolean,
+}
 
 
 # --- branches --------------------------------------------------------------------------------------------------------

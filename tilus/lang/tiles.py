@@ -295,8 +295,3 @@ def to(b: Builder, x: Value, dtype: Value) -> Value:
     To a float: nearest even. Float to integer: towards zero. Integer to integer: the low bits.
     """
     return convert(b, x, an_element_dtype(dtype, "dtype"))
-
-
-def scalar_zero(dtype: DataType) -> Value:
-    """Return the literal zero (False) of a type."""
-    return literal(False if dtype.is_boolean else 0, dtype)
