@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,6 +35,7 @@ from tilus.layouts.picture import draw
 from tilus.runtime import cache
 from tilus.runtime.knobs import knobs
 
+MOST_ELEMENTS = 1 << 16  # of a layout, in a table
 CAST_TARGETS = ("f16", "bf16", "f8e4m3", "i8")
 
 
@@ -253,6 +255,7 @@ def layout(expression: str, out: Path | None, as_json: bool) -> None:
         draw(found, out)
         click.echo(f"wrote {out}")
         return
+    _check_size(expression, found)
     if not as_json:
         click.echo(found.show())
         return
@@ -269,6 +272,16 @@ def layout(expression: str, out: Path | None, as_json: bool) -> None:
     else:
         record |= {"storage": found.storage_size, "offset": offset_table(found).tolist()}
     click.echo(json.dumps(record))
+
+
+def _check_size(expression: str, found: Any) -> None:
+    """Refuse a table that nobody reads and that takes minutes to write."""
+    count = found.num_words * 32 if isinstance(found, BitLayout) else prod(found.shape)
+    if count > MOST_ELEMENTS:
+        raise LayoutError(
+            f"{expression} has {count} elements, a table shows at most {MOST_ELEMENTS}",
+            hint="show one factor of it: a product repeats its right side for every element of its left side",
+        )
 
 
 def _read_layout(expression: str) -> Any:
@@ -377,8 +390,8 @@ def _find_kernel(where: str) -> Any:
     found = getattr(module, name, None)
     if not isinstance(found, Kernel | TunedKernel):
         kernels = [key for key, value in vars(module).items() if isinstance(value, Kernel | TunedKernel)]
-        came = f"{name!r} is a {type(found).__name__}" if found is not None else f"there is no {name!r}"
-        raise TilusError(f"{place}: {came}, not a kernel", hint=f"its kernels are {', '.join(kernels) or '(none)'}")
+        came = f"has no {name!r}" if found is None else f"defines {name!r} as {type(found).__name__}, not as a kernel"
+        raise TilusError(f"{place} {came}", hint=f"its kernels are {', '.join(kernels) or '(none)'}")
     return found
 
 

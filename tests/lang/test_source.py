@@ -164,7 +164,8 @@ def test_constants_are_checked() -> None:
     )
     assert message(lambda: definition.specialize({"T": "f16"})) == "constant 'T' must be DataType, got 'f16', a str"
     assert (
-        message(lambda: definition.specialize({"T": f16}, {"y": 16})) == "no promise 'y': 16 for kernel 'in_this_file'"
+        message(lambda: definition.specialize({"T": f16}, {"y": 16}))
+        == "kernel 'in_this_file' has no parameter 'y' | its parameters are x, n"
     )
 
 

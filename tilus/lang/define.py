@@ -206,9 +206,14 @@ class KernelDef:
     # --- body ---
 
     def _program(self, constants: Mapping[str, Any], multiples: dict[str, int]) -> Program:
+        names = [p.name for p in self.params]
         for name, multiple in multiples.items():
-            if name not in [p.name for p in self.params] or multiple < 1:
-                raise LangError(f"no promise {name!r}: {multiple} for kernel {self.name!r}", loc=self._loc)
+            if name not in names:
+                hint = f"its parameters are {', '.join(names)}"
+                raise LangError(f"kernel {self.name!r} has no parameter {name!r}", loc=self._loc, hint=hint)
+            if not isinstance(multiple, int) or multiple < 1:
+                message = f"{name!r} cannot be a multiple of {multiple!r}: expected an integer from 1 on"
+                raise LangError(message, loc=self._loc, hint="1 promises nothing, 16 that 16 divides it")
         build = Builder(self._loc)
         frame = Frame(build, self.source, execute)
         for name, value in constants.items():
