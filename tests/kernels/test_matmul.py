@@ -178,6 +178,8 @@ def test_wrong_activations():
     wrong("x must be an array of f16, bf16, f32, got dtype torch.int32", torch.ones(6, 100, dtype=torch.int32), w)
     wrong("x must be a NumPy array or a torch tensor, got list", [[1.0] * 100], w)
     wrong("the weight must be a QuantizedWeight, got ndarray", x, np.ones((21, 100)))
+    endless = np.lib.stride_tricks.as_strided(x, ((1 << 31) + 5, 100), (0, 2))
+    wrong("x has 2147483653 rows, a call takes at most 2147483647\nhint: call it for parts of x", endless, w)
 
 
 def test_wrong_company():

@@ -53,12 +53,12 @@ FAULTS = {
     "shared out of bounds": (
         S + T + PUT.replace("offset=(0,)", "offset=(n,)"),
         1,
-        "p.tilus:6:3: store_shared writes index 8 of dimension 0 of 's': (8,)",
+        "p.tilus:6:3: store_shared writes index 8 of dimension 0 of 's', which goes from 0 to 7",
     ),
     "shared read out of bounds": (
         S + GET.replace("offset=(0,)", "offset=(n,)"),
         -1,
-        "p.tilus:5:28: load_shared reads index -1 of dimension 0 of 's': (8,)",
+        "p.tilus:5:28: load_shared reads index -1 of dimension 0 of 's', which goes from 0 to 7",
     ),
     "shared never written": (
         S + GET,

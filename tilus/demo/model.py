@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,12 +98,11 @@ def load_encoder(sentences: Sequence[str]) -> SentenceEncoder:
     TilusError
         If the package or the library that runs it is not installed.
     """
-    os.environ["HF_HUB_OFFLINE"] = "1"
     folder = _model_folder()
     transformers: Any = importlib.import_module("transformers")  # slow to load
     transformers.utils.logging.disable_progress_bar()
-    model = transformers.BertModel.from_pretrained(folder).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.BertModel.from_pretrained(folder, local_files_only=True).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return SentenceEncoder(model, tokenizer(list(sentences), padding=True, truncation=True, return_tensors="pt"))
 
 

@@ -20,6 +20,7 @@ from tilus.runtime.weights.packing import Device, native_packs
 from tilus.runtime.weights.trits import TritPack
 from tilus.runtime.weights.weight import QuantizedWeight, WeightFormat
 
+MOST_ROWS = (1 << 31) - 1  # kernels count rows in i32
 ACTIVATIONS = ("f16", "bf16", "f32")
 
 
@@ -73,6 +74,8 @@ def run(x: Any, words: Any, scales: Any, zero_points: Any | None, bias: Any | No
     check_operands(x, words, scales, zero_points, bias, form, n)
     k = x.shape[-1]
     m = prod(x.shape[:-1])
+    if m > MOST_ROWS:
+        raise LaunchError(f"x has {m} rows, a call takes at most {MOST_ROWS}", hint="call it for parts of x")
     y = x.new_empty((m, n)) if is_torch(x) else np.empty((m, n), x.dtype)
     if m and n and k:
         any_scale = form if form.tensor_scale == 1.0 else replace(form, tensor_scale=2.0)  # one kernel for all

@@ -60,7 +60,10 @@ class SharedTensor:
         for dim, (c, extent) in enumerate(zip(coords, self.shape, strict=True)):
             wrong = (c < 0) | (c >= extent)
             if np.any(wrong):
-                raise Fault(f"{action} index {int(c[wrong].flat[0])} of dimension {dim} of {self.name!r}: {self.shape}")
+                found = int(c[wrong].flat[0])
+                raise Fault(
+                    f"{action} index {found} of dimension {dim} of {self.name!r}, which goes from 0 to {extent - 1}"
+                )
 
 
 @dataclass(slots=True)
