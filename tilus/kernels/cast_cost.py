@@ -11,7 +11,7 @@ from tilus.ir.expr import const
 from tilus.ir.instructions import Cast, GlobalView, LoadGlobal, StoreGlobal, Unpack, View
 from tilus.ir.program import Program
 from tilus.ir.target import target as find_target
-from tilus.layouts import local, spatial
+from tilus.layouts import BitLayout, local, spatial
 from tilus.runtime.compiled import CompiledKernel
 from tilus.runtime.sass import Instruction, parse_sass
 
@@ -53,7 +53,7 @@ def cast_cost(source: DataType, target: DataType, arch: str, *, numbers: bool = 
     numbers : bool
         To the numbers that products take (see `tilus.casts.forms`), if the table has a form; else to values.
     """
-    program, elements = _program(source, target, numbers)
+    program, _, elements = cast_program(source, target, numbers)
     return count(CompiledKernel(program, find_target(arch)).sass, elements)
 
 
@@ -78,10 +78,15 @@ def _works(instruction: Instruction) -> bool:
     return kind in ("lop3", "prmt", "shf", "half2", "fp32") or text.startswith(("LDG.E.U", "I2F", "LDS"))
 
 
-def _program(source: DataType, target: DataType, numbers: bool) -> tuple[Program, int]:
+def cast_program(source: DataType, target: DataType, numbers: bool) -> tuple[Program, BitLayout | None, int]:
+    """Return a program in which each lane of a warp unpacks a few words, where its codes lie, and how many they are.
+
+    Without a bit layout codes are a stream. Arguments are the words, uint32 [32, words], and the results, [32, codes].
+    """
     best = best_unpacking(source, target)
     words = _VECTOR * (best.bits.unit_words if best else source.nbits)
     elements = words * 32 // source.nbits
+    bits = best.bits.repeated(_VECTOR) if best else None
     b = Builder("cast_cost")
     x, y = b.pointer("x", u32, 16), b.pointer("y", target, 16)
     rows = const(_LANES)
@@ -91,10 +96,9 @@ def _program(source: DataType, target: DataType, numbers: bool) -> tuple[Program
         LoadGlobal(gx, (const(0), const(0)), (_LANES, words), (0, 1)), layout=spatial(_LANES, 1) * local(1, words)
     )
     layout = spatial(_LANES, 1) * local(1, elements)
-    bits = best.bits.repeated(_VECTOR) if best else None
     if best and bits and numbers:
         tile = b.inst(Unpack(packed, source, target, layout, bits, best.form.name, best.positions))
     else:
         tile = b.inst(Cast(b.inst(View(packed, source, layout, bits)), target))
     b.inst(StoreGlobal(gy, tile, (const(0), const(0)), (0, 1)))
-    return b.program(grid=(const(1),), warps=1), elements
+    return b.program(grid=(const(1),), warps=1), bits, elements
