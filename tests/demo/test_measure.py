@@ -16,9 +16,9 @@ from tilus.kernels.linear import QuantLinear
 
 
 def test_the_table_is_what_is_measured() -> None:
-    before = dict(os.environ)
+    before = os.environ.get("HF_HUB_OFFLINE")
     encoder = load_encoder(SENTENCES)
-    assert dict(os.environ) == before
+    assert os.environ.get("HF_HUB_OFFLINE") == before
     full = encoder.embed()
     for name, column, group in (("i4", 1, 128), ("f4e2m1", 2, -1)):
         assert mean_cosine(encoder, dtype(name), group) == pytest.approx(MEASURED[name][column], abs=2e-4)

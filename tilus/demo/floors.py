@@ -2,9 +2,10 @@
 
 `MEASURED` holds the mean cosine of the sentence embeddings of `SENTENCES`, for groups of 32, of 128 and for whole rows,
 computed by torch in f32 with the weights rounded to nearest as `tilus.quantize` does (scales in f32) and multiplied as
-ordinary matrices: no kernel of ours took part. `python -m tilus.demo.measure` does that again. Plain rounding to nearest gave another program, for ten other sentences
-and groups of 32 and 128, about the same: 6 bits .9986 and .9976, 5 bits .994 and .989, 4 bits .976 and .964, 3 bits
-.907 and .850. (At 1 to 3 bits `quantize` also searches the scale of least squared error.)
+ordinary matrices: no kernel of ours took part. `python -m tilus.demo.measure` computes it again. Plain rounding to
+nearest gave another program, for ten other sentences and groups of 32 and 128, about the same: 6 bits .9986 and .9976,
+5 bits .994 and .989, 4 bits .976 and .964, 3 bits .907 and .850. (At 1 to 3 bits `quantize` also searches the scale of
+least squared error.)
 
 A run may be a quarter further from full precision than this. A type that keeps little of the meaning, as 1 bit does,
 has no floor.
