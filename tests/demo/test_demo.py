@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 
 import numpy as np
 import pytest
@@ -23,9 +24,28 @@ from tilus.runtime.weights import quantize
 TYPE = "u4"
 
 
-@pytest.fixture(scope="module")
+@cache
+def loaded(sentences):
+    return load_encoder(sentences)
+
+
+def load_once(sentences):
+    """Load the model for some sentences, once; its layers are the original ones."""
+    found = loaded(tuple(sentences))
+    found.install(found.linears)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch) -> None:
+    """Whole demos take turns once, and share the loaded model."""
+    monkeypatch.setattr("tilus.demo.run.ROUNDS", 1)
+    monkeypatch.setattr("tilus.demo.run.load_encoder", load_once)
+
+
+@pytest.fixture
 def encoder():
-    return load_encoder(SENTENCES[:3])
+    return load_once(SENTENCES[:3])
 
 
 @pytest.fixture
