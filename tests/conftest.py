@@ -42,10 +42,19 @@ def has_gpu() -> bool:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    """Leave out what needs a GPU where there is none, and long tests unless `-m` names them."""
+    out = {item for item in items if item.get_closest_marker("long")} if not asks_for(config, "long") else set()
+    on_gpu = {item for item in items if item.get_closest_marker("gpu")}
     if on_gpu and not has_gpu():
-        config.hook.pytest_deselected(items=on_gpu)
-        items[:] = [item for item in items if item not in on_gpu]
+        out |= on_gpu
+    if out:
+        config.hook.pytest_deselected(items=list(out))
+        items[:] = [item for item in items if item not in out]
+
+
+def asks_for(config: pytest.Config, marker: str) -> bool:
+    """Whether the expression after `-m` names a marker."""
+    return re.search(rf"\b{marker}\b", config.option.markexpr) is not None
 
 
 @dataclass
