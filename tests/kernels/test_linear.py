@@ -149,6 +149,7 @@ def test_compile_sees_one_graph(dynamic):
         assert torch.equal(compiled(x), model(x))
 
 
+@pytest.mark.long  # inductor starts a compiler; that torch sees one graph is tested without
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own use of it
 def test_compile_with_inductor():
     model = torch.nn.Sequential(layer()[1], torch.nn.GELU())
