@@ -129,7 +129,19 @@ def quantized(case: dict[str, Any]) -> tuple[Program, list[Any]]:
     program = quantized_matmul.program(**constants(w.format, activation, dtype("f16"), bm, case["bias"]))
     x, y, bias = integers(activation, m, k), unwritten(activation, m, n), integers(activation, n)
     zeros = w.words if w.zero_points is None else w.zero_points
-    return program, [x, w.words, scales.astype(np.float16), zeros, bias, y, m, n, k, w.format.groups(k), w.format.tensor_scale]
+    return program, [
+        x,
+        w.words,
+        scales.astype(np.float16),
+        zeros,
+        bias,
+        y,
+        m,
+        n,
+        k,
+        w.format.groups(k),
+        w.format.tensor_scale,
+    ]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(str(v) for v in c.values()).replace(", ", "x"))

@@ -26,7 +26,19 @@ def arguments(x, w, bias, y):
     """Return the program's arguments for a weight packed in any order."""
     (m, k), n = x.shape, w.shape[0]
     zeros = w.words if w.zero_points is None else w.zero_points
-    return [x, w.words, w.scales, zeros, y if bias is None else bias, y, m, n, k, w.format.groups(k), w.format.tensor_scale]
+    return [
+        x,
+        w.words,
+        w.scales,
+        zeros,
+        y if bias is None else bias,
+        y,
+        m,
+        n,
+        k,
+        w.format.groups(k),
+        w.format.tensor_scale,
+    ]
 
 
 def program(w, activation, bm, bias):
