@@ -88,6 +88,13 @@ def test_by_numpy_type(numpy_type, name: str) -> None:
     ("spec", "message"),
     [
         ("u9", "no data type is named 'u9'\nhint: did you mean u"),
+        (
+            "mxfp4",
+            "'mxfp4' names a format of scaled blocks, not a type of elements\nhint: tilus.quantize.weight, 'mxfp4'",
+        ),
+        ("nvfp4", "'nvfp4' names a format of scaled blocks"),
+        ("mxfp8e5m2", "'mxfp8e5m2' names a format of scaled blocks"),
+        ("u4:g128:f16:zu4", "'u4:g128:f16:zu4' names a format of scaled blocks"),
         ("zzzzzz", "known names: u1 u2"),
         ("f4e2m2", "f4e2m2 does not add up: .* are 5, not 4\nhint: f5e2m2"),
         ("f9e4m4", "2 to 8 bits"),

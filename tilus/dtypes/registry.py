@@ -40,6 +40,7 @@ _BY_NAME = {each.name: each for each in ALL}
 _BY_NUMPY: dict[np.dtype[Any] | None, DataType] = {
     each.numpy_dtype: each for each in ALL if each.numpy_dtype is not None and each.name != "tf32"
 }
+_BLOCK_FORMAT = re.compile(r"(mx(fp|int)|nvfp)\d|[a-z]\w*:g")  # see tilus.dtypes.blockscaled
 _MINI_FLOAT = re.compile(r"f(\d+)e(\d+)m(\d+)")
 
 
@@ -75,6 +76,11 @@ def _unknown(name: str) -> DataType:
                 hint=f"f{1 + exponent + mantissa}e{exponent}m{mantissa} has those fields",
             )
         raise DTypeError(f"{name}: small floats fXeXmY have 2 to 8 bits and at least 1 exponent bit")
+    if _BLOCK_FORMAT.match(name):
+        raise DTypeError(
+            f"{name!r} names a format of scaled blocks, not a type of elements",
+            hint=f"tilus.quantize(weight, {name!r}) makes a weight of it; tilus.dtypes.block_format({name!r}) describes it",
+        )
     close = difflib.get_close_matches(name, _BY_NAME, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else f"known names: {_names()}"
     raise DTypeError(f"no data type is named {name!r}", hint=hint)
