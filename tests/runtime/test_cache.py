@@ -252,3 +252,41 @@ def test_threads_race_with_clearing() -> None:
 def test_manifest_is_plain_json(folder: Path) -> None:
     cache.put(KEY, FILES)
     assert json.loads((entry(folder) / "manifest.json").read_text()).keys() == FILES.keys()
+
+
+def used(folder: Path, key: str, seconds_ago: float) -> None:
+    moment = time.time() - seconds_ago
+    os.utime(entry(folder, key) / "manifest.json", (moment, moment))
+
+
+def test_what_was_used_least_recently_goes_first(folder: Path) -> None:
+    keys = [cache.cache_key(number=str(i)) for i in range(6)]
+    for age, key in enumerate(keys):
+        cache.put(key, {"data": bytes(300_000)})
+        used(folder, key, 1000 + age)
+    with knobs.scope(cache_size=2):
+        cache.trim()
+        assert all(cache.get(key, ["data"]) for key in keys)  # 1.8 MB fit
+    for age, key in enumerate(keys):
+        used(folder, key, 1000 + age)
+    assert cache.get(keys[4], ["data"])  # a read is a use
+    with knobs.scope(cache_size=1):
+        cache.trim()
+    assert [i for i, key in enumerate(keys) if entry(folder, key).exists()] == [0, 4]
+    assert cache.size() < 1 << 20
+
+
+def test_writing_trims(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "_TRIM_EVERY", 1)
+    with knobs.scope(cache_size=1):
+        for i in range(8):
+            cache.put(cache.cache_key(number=str(i)), {"data": bytes(300_000)})
+            assert cache.size() < 1 << 20
+        assert cache.get(cache.cache_key(number="7"), ["data"]) is not None
+
+
+def test_a_kernel_larger_than_the_cache_is_not_kept(folder: Path) -> None:
+    with knobs.scope(cache_size=1):
+        cache.put(KEY, {"data": bytes(2_000_000)})
+        cache.trim()
+        assert cache.get(KEY, ["data"]) is None

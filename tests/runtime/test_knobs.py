@@ -20,6 +20,7 @@ def empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_defaults() -> None:
     assert knobs.target is None
     assert knobs.cache_dir == user_cache_folder()
+    assert knobs.cache_size == 2048
     assert knobs.always_compile is False
     assert knobs.dump_dir is None
     assert knobs.print_autotuning is False
@@ -121,3 +122,14 @@ def test_the_cache_folder_of_each_platform(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_repr_shows_all() -> None:
     assert repr(knobs).startswith("Knobs(target=None, cache_dir=")
+
+
+def test_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TILUS_CACHE_SIZE", "100")
+    assert knobs.cache_size == 100
+    with knobs.scope(cache_size=5):
+        assert knobs.cache_size == 5
+    for wrong in ("0", "-1", "many", "1.5"):
+        monkeypatch.setenv("TILUS_CACHE_SIZE", wrong)
+        with pytest.raises(TilusError, match=f"TILUS_CACHE_SIZE must be a number of MiB from 1 on, got '{wrong}'"):
+            _ = knobs.cache_size

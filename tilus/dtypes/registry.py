@@ -79,7 +79,7 @@ def _unknown(name: str) -> DataType:
     if _BLOCK_FORMAT.match(name):
         raise DTypeError(
             f"{name!r} names a format of scaled blocks, not a type of elements",
-            hint=f"tilus.quantize(weight, {name!r}) makes a weight of it; tilus.dtypes.block_format({name!r}) describes it",
+            hint=f"tilus.quantize(weight, {name!r}) makes a weight of it, tilus.dtypes.block_format describes it",
         )
     close = difflib.get_close_matches(name, _BY_NAME, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else f"known names: {_names()}"

@@ -3,13 +3,14 @@
 An entry appears whole or not at all: it is written beside its place and renamed. Every file has a checksum, so that an
 entry cut short by a full disk or a power loss counts as absent and is built again. Any number of processes and threads
 may use one cache; at worst two of them build the same entry. Where the folder cannot be written, everything works
-without a cache, and a warning says so once.
+without a cache, and a warning says so once. What was used least recently goes when the knob `cache_size` is exceeded.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -27,8 +29,11 @@ _MANIFEST = "manifest.json"
 _PENDING = "pending-"  # folders that are being written, or removed
 _STALE_SECONDS = 3600  # a writer that has not finished by then never will
 _ATTEMPTS = 3
+_TRIM_EVERY = 64  # entries written by a process: it takes a look at all files
+_KEPT = 0.75  # of the limit, so that not every look finds it exceeded
 _OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EACCES)  # the last one is Windows'
 _warned: set[Path] = set()
+_written = itertools.count()
 
 
 def cache_key(**parts: str) -> str:
@@ -79,7 +84,11 @@ def get(key: str, names: Sequence[str]) -> dict[str, bytes] | None:
         whole = all(_checksum(data) == sums.get(name) for name, data in files.items())
     except (OSError, ValueError, AttributeError):
         return None
-    return files if whole else None
+    if not whole:
+        return None
+    with suppress(OSError):  # a cache that may only be read is never trimmed
+        os.utime(entry / _MANIFEST)
+    return files
 
 
 def put(key: str, files: Mapping[str, bytes]) -> None:
@@ -101,6 +110,23 @@ def put(key: str, files: Mapping[str, bytes]) -> None:
         _warn(error)
     finally:
         shutil.rmtree(pending, ignore_errors=True)
+    if next(_written) % _TRIM_EVERY == 0:
+        trim()
+
+
+def trim() -> None:
+    """Remove the entries that were not used for longest, if all together exceed the knob `cache_size`."""
+    limit = knobs.cache_size << 20
+    found = sorted(((_modified(entry / _MANIFEST), entry) for entry in _entries()), reverse=True)
+    total, full = 0, False
+    sizes = [(entry, _entry_size(entry)) for _, entry in found]
+    if sum(size for _, size in sizes) <= limit:
+        return
+    for entry, size in sizes:  # the newest first
+        total += size
+        full |= total > _KEPT * limit
+        if full:
+            _discard(entry)
 
 
 def _publish(pending: Path, entry: Path) -> None:
@@ -133,7 +159,14 @@ def _modified(path: Path) -> float:
 
 def size() -> int:
     """Return how many bytes the files of all entries have."""
-    return sum(_size(path) for entry in _entries() for path in entry.iterdir())
+    return sum(map(_entry_size, _entries()))
+
+
+def _entry_size(entry: Path) -> int:
+    try:
+        return sum(map(_size, entry.iterdir()))
+    except OSError:  # removed meanwhile
+        return 0
 
 
 def _size(path: Path) -> int:

@@ -8,6 +8,7 @@ variable                   knob                  meaning
 =========================  ====================  =========================================================
 `TILUS_TARGET`             `target`              target of every call: `vm`, `cpu`, `sm_80`, ...
 `TILUS_CACHE_DIR`          `cache_dir`           folder of compiled kernels, `~/.cache/tilus` by default
+`TILUS_CACHE_SIZE`         `cache_size`          MiB that the cache may fill, 2048 by default: the oldest kernels go
 `TILUS_ALWAYS_COMPILE`     `always_compile`      compile even what the cache has
 `TILUS_DUMP_DIR`           `dump_dir`            write every stage of every compilation into this folder
 `TILUS_PRINT_AUTOTUNING`   `print_autotuning`    print what the tuner tries and picks
@@ -80,6 +81,13 @@ def _optional_folder(value: Any) -> Path | None:
     return None if value is None else _folder(value)
 
 
+def _size(value: Any) -> int:
+    text = str(value)
+    if isinstance(value, bool) or not text.isdecimal() or int(text) == 0:
+        raise ValueError("a number of MiB from 1 on")
+    return int(text)
+
+
 def user_cache_folder() -> Path:
     """Return where this platform keeps what programs may lose and make again."""
     if sys.platform == "win32":
@@ -93,6 +101,7 @@ def user_cache_folder() -> Path:
 
 _TARGET: Knob[str | None] = Knob("TILUS_TARGET", _target, lambda: None)
 _CACHE_DIR: Knob[Path] = Knob("TILUS_CACHE_DIR", _folder, user_cache_folder)
+_CACHE_SIZE: Knob[int] = Knob("TILUS_CACHE_SIZE", _size, lambda: 2048)
 _ALWAYS_COMPILE: Knob[bool] = Knob("TILUS_ALWAYS_COMPILE", _boolean, lambda: False)
 _DUMP_DIR: Knob[Path | None] = Knob("TILUS_DUMP_DIR", _optional_folder, lambda: None)
 _PRINT_AUTOTUNING: Knob[bool] = Knob("TILUS_PRINT_AUTOTUNING", _boolean, lambda: False)
@@ -100,6 +109,7 @@ _PRINT_AUTOTUNING: Knob[bool] = Knob("TILUS_PRINT_AUTOTUNING", _boolean, lambda:
 KNOBS: dict[str, Knob[Any]] = {
     "target": _TARGET,
     "cache_dir": _CACHE_DIR,
+    "cache_size": _CACHE_SIZE,
     "always_compile": _ALWAYS_COMPILE,
     "dump_dir": _DUMP_DIR,
     "print_autotuning": _PRINT_AUTOTUNING,
@@ -136,6 +146,11 @@ class Knobs:
     def cache_dir(self) -> Path:
         """Folder of compiled kernels."""
         return _read("cache_dir", _CACHE_DIR)
+
+    @property
+    def cache_size(self) -> int:
+        """MiB that compiled kernels may take on disk."""
+        return _read("cache_size", _CACHE_SIZE)
 
     @property
     def always_compile(self) -> bool:
