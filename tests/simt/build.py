@@ -27,7 +27,9 @@ _HEAD = """.version 9.0
 """
 
 
-def kernel(body: str, params: Sequence[str] = (), *, shared: int = 4096, target: str = "sm_90a", directives: str = "") -> str:
+def kernel(
+    body: str, params: Sequence[str] = (), *, shared: int = 4096, target: str = "sm_90a", directives: str = ""
+) -> str:
     """Return a PTX text. Parameters are types; pointers are loaded into %rd50, %rd51, ..., u32 into %r190, ..."""
     declared = ", ".join(
         f".param .align 64 .b8 p{i}[128]" if t == "map" else f".param .{t} p{i}" for i, t in enumerate(params)

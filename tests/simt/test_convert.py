@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from itertools import pairwise
 
 import ml_dtypes
 import numpy as np
@@ -23,7 +24,7 @@ def near(form: str) -> np.ndarray:
     codes = np.arange(1 << (e + m)) if e + m < 12 else np.linspace(0, (1 << e + m) - 1, 80).astype(int)
     values = [exact.decode(int(c), form) for c in codes]
     values = [float(v) for v in values if math.isfinite(v)]
-    middles = [(a + b) / 2 for a, b in zip(values, values[1:], strict=False)]
+    middles = [(a + b) / 2 for a, b in pairwise(values)]
     base = np.array([*values, *middles], np.float32).view(np.uint32)
     words = np.concatenate([base, base + 1, np.maximum(base, 1) - 1])
     return np.concatenate([words, words | np.uint32(0x80000000), WORDS[:150]])
@@ -77,7 +78,13 @@ def back(form: str, width: int) -> None:
 def test_packed_halves():
     high, low = WORDS, np.roll(WORDS, 3)
     for form, dtype in (("f16", np.float16), ("bf16", ml_dtypes.bfloat16)):
-        found = alu.evaluate(f"cvt.rn.{form}x2.f32", high, low).view(np.uint16).reshape(-1, 2).view(dtype).astype(np.float32)
+        found = (
+            alu.evaluate(f"cvt.rn.{form}x2.f32", high, low)
+            .view(np.uint16)
+            .reshape(-1, 2)
+            .view(dtype)
+            .astype(np.float32)
+        )
         with np.errstate(all="ignore"):
             np.testing.assert_array_equal(found[:, 1], high.view(np.float32).astype(dtype).astype(np.float32))
             np.testing.assert_array_equal(found[:, 0], low.view(np.float32).astype(dtype).astype(np.float32))

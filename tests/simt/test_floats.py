@@ -20,7 +20,9 @@ def operands(kind: str, number: int) -> list[np.ndarray]:
     found = [exact.samples(nbits, COUNT, seed) for seed in range(number)]
     e, m, _ = exact.FORMS[kind]
     rng = np.random.default_rng(number)
-    near = [(rng.integers(0, 1 << (m + 2), COUNT) + (((1 << (e - 1)) - 2) << m)).astype(f"u{nbits // 8}") for _ in found]
+    near = [
+        (rng.integers(0, 1 << (m + 2), COUNT) + (((1 << (e - 1)) - 2) << m)).astype(f"u{nbits // 8}") for _ in found
+    ]
     signs = [rng.integers(0, 2, COUNT).astype(f"u{nbits // 8}") << (nbits - 1) for _ in found]
     return [np.concatenate([a, b ^ s]) for a, b, s in zip(found, near, signs, strict=True)]
 

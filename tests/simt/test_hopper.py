@@ -123,7 +123,7 @@ def bulk(landing: str = "late", **parts: str) -> tuple[simt.Report, bool, str]:
         text = text.replace(name, value)
     text = kernel(text, ["u64", "u64"])
     report = simt.run(text, "kernel", [data, out], 1, 64, landing=landing)
-    return report, bool((out == data + [[1, 0, 0, 0]]).all()), text
+    return report, bool((out == data + np.uint32([[1, 0, 0, 0]])).all()), text
 
 
 @LANDINGS
@@ -195,7 +195,9 @@ def test_boxes_of_tensors(swizzle, start, landing):
     entry = simt.TensorMap(data, box, swizzle=swizzle)
     out = np.zeros((box[0], inner), np.uint16)
     x, y = start
-    run(TENSOR.replace("BYTES", str(entry.nbytes)), [entry, out, x % 2**32, y % 2**32], shared=8256, landing=landing).check()
+    run(
+        TENSOR.replace("BYTES", str(entry.nbytes)), [entry, out, x % 2**32, y % 2**32], shared=8256, landing=landing
+    ).check()
     padded = np.zeros((200, 300), np.uint16)
     padded[50:90, 50:122] = data
     wanted = padded[50 + y :, 50 + x :][: box[0], :inner]

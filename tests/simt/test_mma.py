@@ -18,7 +18,19 @@ CASES = [  # shape, A, B, C and D
     ("m8n8k4", "f64", "f64", "f64"), ("m16n8k16", "f64", "f64", "f64"), ("m16n8k256", "b1", "b1", "s32"),
     ("m16n8k128", "b1", "b1", "s32"), ("m8n8k128", "b1", "b1", "s32"),
 ]  # fmt: skip
-NBITS = {"f16": 16, "bf16": 16, "tf32": 32, "s8": 8, "u8": 8, "s4": 4, "u4": 4, "e4m3": 8, "e5m2": 8, "f64": 64, "b1": 1}
+NBITS = {
+    "f16": 16,
+    "bf16": 16,
+    "tf32": 32,
+    "s8": 8,
+    "u8": 8,
+    "s4": 4,
+    "u4": 4,
+    "e4m3": 8,
+    "e5m2": 8,
+    "f64": 64,
+    "b1": 1,
+}
 DTYPES = {"f16": np.float16, "bf16": ml_dtypes.bfloat16, "tf32": np.float32, "e4m3": ml_dtypes.float8_e4m3fn,
           "e5m2": ml_dtypes.float8_e5m2, "f64": np.float64, "f32": np.float32, "s32": np.int32}  # fmt: skip
 
@@ -103,7 +115,9 @@ def test_products(shape, a_kind, b_kind, c_kind, logic):
         wanted = c + joined.sum(1)
     else:
         wanted = a @ b + c
-    np.testing.assert_array_equal(out, registers(wanted, c_kind, lambda lane, r, j: c_place(lane, r * e_c + j), counts[2], word))
+    np.testing.assert_array_equal(
+        out, registers(wanted, c_kind, lambda lane, r, j: c_place(lane, r * e_c + j), counts[2], word)
+    )
 
 
 def test_saturation_of_integers():

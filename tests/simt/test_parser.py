@@ -99,7 +99,10 @@ def test_calls_and_printing():
 
 
 def test_recursion_is_an_error():
-    text = CALL.replace("mul.lo.u32 %r2, %r1, %r1;", "{ .param .b32 a; st.param.b32 [a+0], %r1; .param .b32 b; call.uni (b), square, (a); }")
+    text = CALL.replace(
+        "mul.lo.u32 %r2, %r1, %r1;",
+        "{ .param .b32 a; st.param.b32 [a+0], %r1; .param .b32 b; call.uni (b), square, (a); }",
+    )
     with pytest.raises(VMError, match="recursion"):
         simt.run(text, "kernel", [np.zeros(4, np.uint32)], 1, 4)
 

@@ -82,7 +82,9 @@ def test_a_race_of_blocks_in_global_memory():
 
 def test_a_race_of_blocks_that_run_one_after_the_other_here():
     out = np.zeros(1, np.uint32)
-    report = run("mov.u32 %r1, %ctaid.x; mov.u32 %r2, buffer; st.global.u32 [%rd50], %r1;", [out], grid=2, shared=1 << 23)
+    report = run(
+        "mov.u32 %r1, %ctaid.x; mov.u32 %r2, buffer; st.global.u32 [%rd50], %r1;", [out], grid=2, shared=1 << 23
+    )
     assert "a thread of an earlier block" in str(report)
 
 
@@ -151,7 +153,10 @@ def test_a_pipeline_and_its_wrong_waits(landing):
         assert right == (landing == "early")  # early landing hides it from the result
     report, _, text = pipeline("cp.async.wait_group 1;", "", landing)
     assert kinds(report) & {"race", "pending"}
-    assert {f.line for f in report.findings} <= {line_of(text, "ld.shared.v4"), *(line_of(text, "cp.async.cg", i) for i in (0, 1))}
+    assert {f.line for f in report.findings} <= {
+        line_of(text, "ld.shared.v4"),
+        *(line_of(text, "cp.async.cg", i) for i in (0, 1)),
+    }
 
 
 def test_copies_under_way_at_the_end():
@@ -203,7 +208,10 @@ FLAG = """
 """
 
 
-@pytest.mark.parametrize(("strong", "fence", "clean"), [("volatile", "membar.gl;", True), ("volatile", "", False), ("relaxed.gpu", "fence.sc.gpu;", True)])
+@pytest.mark.parametrize(
+    ("strong", "fence", "clean"),
+    [("volatile", "membar.gl;", True), ("volatile", "", False), ("relaxed.gpu", "fence.sc.gpu;", True)],
+)
 def test_a_flag_between_blocks(strong, fence, clean):
     """Block 1 waits for block 0 by a flag, and reads what all of its threads wrote."""
     flag, data, out = np.zeros(1, np.uint32), np.zeros(64, np.uint32), np.zeros(64, np.uint32)

@@ -80,8 +80,11 @@ def test_reductions(op, define):
 
 
 def test_an_elected_lane():
-    lane, flag = lanes(f"elect.sync %r101|%p1, 0xfffffff0; selp.u32 %r102, 1, 0, %p1;".replace("elect", "setp.lt.u32 %p2, %r0, 4; @%p2 bra END; elect")
-                       + " bra END; END: @%p2 mov.u32 %r101, 4; @%p2 mov.u32 %r102, 0;", A[:32], outputs=2)  # fmt: skip
+    body = """
+        mov.u32 %r101, 4; mov.u32 %r102, 0; setp.lt.u32 %p2, %r0, 4; @%p2 bra END;
+        elect.sync %r101|%p1, 0xfffffff0; selp.u32 %r102, 1, 0, %p1; END:
+    """
+    lane, flag = lanes(body, A[:32], outputs=2)
     assert (lane == 4).all()
     np.testing.assert_array_equal(flag, np.arange(32) == 4)
 

@@ -81,7 +81,11 @@ def program(n: int, kinds: str, flags: str, *, d: str = "f32", in_registers: int
     lines += [f"ld.global.b32 %r{20 + i}, [%rd3+{4 * i}];" for i in range(in_registers)]
     lines += ["setp.eq.u32 %p2, %r0, %r0;", fence]
     lines += [f"wgmma.mma_async.sync.aligned.m64n{n}{kinds} {regs}, {a}, %rd11, %p2{flags};"] * steps
-    lines += ["wgmma.commit_group.sync.aligned;", wait, f"mul.wide.u32 %rd4, %r0, {4 * count}; add.s64 %rd4, %rd4, %rd51;"]
+    lines += [
+        "wgmma.commit_group.sync.aligned;",
+        wait,
+        f"mul.wide.u32 %rd4, %r0, {4 * count}; add.s64 %rd4, %rd4, %rd51;",
+    ]
     lines += [f"st.global.b32 [%rd4+{4 * i}], {name};" for i, name in enumerate(names)]
     return kernel("\n".join(lines), ["u64", "u64", "u64", "u64"], shared=1 << 16)
 
@@ -108,7 +112,19 @@ def fragments(a: np.ndarray) -> np.ndarray:
     return out
 
 
-def product(kind: str, n: int, mode: str, *, a_major=False, b_major=False, d="f32", in_registers=False, landing="late", signs=(1, 1), **options):
+def product(
+    kind: str,
+    n: int,
+    mode: str,
+    *,
+    a_major=False,
+    b_major=False,
+    d="f32",
+    in_registers=False,
+    landing="late",
+    signs=(1, 1),
+    **options,
+):
     """Run one product; return the report, the result and what it should be."""
     dtype = DTYPES[kind]
     k = DEPTH[np.dtype(dtype).itemsize]
@@ -126,7 +142,15 @@ def product(kind: str, n: int, mode: str, *, a_major=False, b_major=False, d="f3
     flags = f", {signs[0]}, {signs[1]}" if d != "s32" else ""
     if kind in ("f16", "bf16"):
         flags += f", {int(b_major)}" if in_registers else f", {int(a_major)}, {int(b_major)}"
-    text = program(n, f"k{k}.{d}.{kind}.{kind}", flags, d=d, in_registers=4 if in_registers else 0, words=data.size // 16, **options)
+    text = program(
+        n,
+        f"k{k}.{d}.{kind}.{kind}",
+        flags,
+        d=d,
+        in_registers=4 if in_registers else 0,
+        words=data.size // 16,
+        **options,
+    )
     report = simt.run(text, "kernel", [data, out, descriptors, fragments(a)], 1, 128, landing=landing)
     wanted = a.astype(np.int64) @ b.astype(np.int64).T * options.get("steps", 1)
     return report, unpack(out, n, d), wanted, text
@@ -142,7 +166,10 @@ def test_layouts_of_16_bit_operands(mode, majors):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("kind", "d"), [("bf16", "f32"), ("f16", "f16"), ("tf32", "f32"), ("e4m3", "f32"), ("e5m2", "f16"), ("s8", "s32"), ("u8", "s32")])
+@pytest.mark.parametrize(
+    ("kind", "d"),
+    [("bf16", "f32"), ("f16", "f16"), ("tf32", "f32"), ("e4m3", "f32"), ("e5m2", "f16"), ("s8", "s32"), ("u8", "s32")],
+)
 def test_types(kind, d, mode):
     report, found, wanted, _ = product(kind, 16, mode, d=d)
     assert report.ok, str(report)

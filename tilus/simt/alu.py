@@ -49,7 +49,10 @@ def evaluate(opcode: str, *operands: Any) -> Any:
         found = op.function(*words)
     shape = np.broadcast_shapes(*(np.shape(x) for x in operands))
     results = found if isinstance(found, tuple) else (found,)
-    out = tuple(np.broadcast_to(as_word(np.atleast_1d(r), k), shape or (1,)).reshape(shape) for r, k in zip(results, op.results, strict=True))
+    out = tuple(
+        np.broadcast_to(as_word(np.atleast_1d(r), k), shape or (1,)).reshape(shape)
+        for r, k in zip(results, op.results, strict=True)
+    )
     return out if isinstance(found, tuple) else out[0]
 
 

@@ -1,4 +1,4 @@
-"""Barriers of a block, of some of its warps, of one warp, and of a cluster (PTX ISA: `bar`, `barrier`, `bar.warp.sync`)."""
+"""Barriers of a block, of some of its warps, of one warp, and of a cluster (PTX ISA: `bar`, `barrier`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from tilus.simt.decode import Context, Read, Write, decoder
 from tilus.simt.formats import Array
 from tilus.simt.machine import LANES, PARKED, Group, Machine, Step, as_group
 
-_KINDS = ("sync", "arrive", "red")
 Key = tuple[str, int, int]  # cta, cluster or warp; which one; number of the barrier
 
 
@@ -59,8 +58,8 @@ class Barriers:
         """Let threads of one block (or warp, or cluster) come to a barrier."""
         meeting = self.open.setdefault(key, Meeting(expected, code))
         if meeting.expected != expected:
-            self.machine.find("barrier", f"barrier {key[2]} is for {meeting.expected} threads elsewhere, {expected} here",
-                              code, threads)  # fmt: skip
+            text = f"barrier {key[2]} is for {meeting.expected} threads elsewhere, {expected} here"
+            self.machine.find("barrier", text, code, threads)
         meeting.arrived.append(threads)
         if self.machine.clocks is not None:
             meeting.rows.append(self.machine.clocks.publish(np.unique(threads >> 5)).max(0))
@@ -117,32 +116,18 @@ class Barriers:
             members = self.members((scope, which, number))
             wanted = meeting.expected if meeting.expected is not None else int(self.machine.alive(members).sum())
             place = self.machine.program.code[meeting.code]
-            texts.append(f"{scope} {which}: {come} of {wanted} threads are at barrier {number}, {place.place}: {place.text}")
+            at = f"barrier {number}, {place.place}: {place.text}"
+            texts.append(f"{scope} {which}: {come} of {wanted} threads are at {at}")
         return texts
-
-
-def _parse(context: Context) -> tuple[str, str, str, bool]:
-    """Return the scope, the kind, the reduction, and whether warps come whole."""
-    op = context.opcode
-    aligned = op.take("aligned") or op.root == "bar"
-    scope = op.choose("cta", "cluster", "warp", default="cta")
-    op.drop("acquire", "release")
-    kind = op.choose(*_KINDS, "wait")
-    reduction = op.choose("popc", "and", "or")
-    if scope != "cluster":
-        op.drop("u32", "pred")
-    return scope, kind, reduction, aligned
 
 
 @decoder("bar", "barrier")
 def _barrier(context: Context) -> Step:
-    relaxed = context.opcode.take("relaxed")
-    scope, kind, reduction, aligned = _parse(context)
-    context.opcode.finish()
-    if scope == "warp":
-        return _warp_barrier(context)
-    if scope == "cluster":
-        return _cluster_barrier(context, kind, relaxed)
+    op = context.opcode
+    aligned = op.take("aligned") or op.root == "bar"
+    op.drop("cta", "u32", "pred")
+    kind, reduction = op.choose("sync", "arrive", "red"), op.choose("popc", "and", "or")
+    op.finish()
     operands = list(context.operands)
     result = operands.pop(0) if kind == "red" else None
     source = context.read(operands.pop(), "pred") if kind == "red" else None
@@ -210,7 +195,9 @@ def _reduce(machine: Machine, meeting: Meeting, reduction: Reduction) -> None:
     meeting.on_open.append(finish)
 
 
+@decoder("bar.warp.sync")
 def _warp_barrier(context: Context) -> Step:
+    context.opcode.finish()
     machine, code = context.machine, context.code
     mask = context.read(context.operands[0], "b32")
 
@@ -230,9 +217,13 @@ def _warp_barrier(context: Context) -> Step:
     return step
 
 
-def _cluster_barrier(context: Context, kind: str, relaxed: bool) -> Step:
-    machine, code = context.machine, context.code
-    clusters: Clusters = machine.units["clusters"]
+@decoder("barrier.cluster")
+def _cluster_barrier(context: Context) -> Step:
+    op, code = context.opcode, context.code
+    op.drop("aligned", "acquire", "release", "relaxed")
+    kind = op.choose("arrive", "wait")
+    op.finish()
+    clusters: Clusters = context.machine.units["clusters"]
     return lambda group: (clusters.arrive if kind == "arrive" else clusters.wait)(group, code)
 
 

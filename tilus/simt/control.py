@@ -124,7 +124,7 @@ def _format(text: str, machine: Machine, thread: int, values: int) -> str:
         kind, wide = form[-1], "ll" in form or "l" in form or "z" in form
         plain = "%" + re.sub(r"hh|h|ll|l|z", "", form)
         if kind in "fFeEgGaA":
-            return plain % struct.unpack("<d", take(8))[0]
+            return str(plain % struct.unpack("<d", take(8)))
         if kind == "s":
             return plain % _string(machine, int.from_bytes(take(8), "little"))
         if kind == "p":

@@ -18,9 +18,7 @@ _ROUNDINGS = ("rni", "rzi", "rmi", "rpi", "rna", "rn", "rz", "rm", "rp")
 
 def _container(kind: str) -> str:
     """Return the type of the register that holds a type, which for pairs of narrow floats is an integer's."""
-    return {"tf32": "b32", "f16x2": "b32", "bf16x2": "b32", "e2m1x2": "b8"}.get(
-        kind, "b16" if kind in _SMALL else kind
-    )
+    return {"tf32": "b32", "f16x2": "b32", "bf16x2": "b32", "e2m1x2": "b8"}.get(kind, "b16" if kind in _SMALL else kind)
 
 
 def _kind(op: Opcode) -> str:
@@ -34,7 +32,7 @@ def _kind(op: Opcode) -> str:
 def _convert(op: Opcode) -> Operation:
     source, target = _kind(op), _kind(op)
     if op.take("pack"):
-        return _pack(op, source, target)
+        return _pack(op, target)
     rounding = op.choose(*_ROUNDINGS)
     if target in _PAIRS:
         return _to_pair(op, source, target, rounding or "rn")
@@ -70,11 +68,9 @@ def _to_integer(op: Opcode, source: str, target: str, rounding: str) -> Operatio
     return Operation((target,), (source,), function)
 
 
-def _integer_of_nan(source: str, target: str) -> np.generic:
+def _integer_of_nan(source: str, target: str) -> Array:
     wide = BYTES[source] == 8 or BYTES[target] == 8
-    word = np.array(1 << (8 * BYTES[target] - 1) if wide else 0, f"u{BYTES[target]}")
-    found: np.generic = word.view(view_type(target))[()]
-    return found
+    return np.array(1 << (8 * BYTES[target] - 1) if wide else 0, f"u{BYTES[target]}").view(view_type(target))
 
 
 def _to_float(op: Opcode, source: str, target: str, rounding: str) -> Operation:
@@ -128,7 +124,9 @@ def _to_pair(op: Opcode, source: str, target: str, rounding: str) -> Operation:
     if source in _PAIRS:
         narrow = FORMATS[source[:-2]]
         return Operation((_container(target),), (_container(source),), lambda a: join(*_halves(a, narrow)))
-    return Operation((_container(target),), (source, source), lambda a, b: join(_read(a, source, False), _read(b, source, False)))
+    return Operation(
+        (_container(target),), (source, source), lambda a, b: join(_read(a, source, False), _read(b, source, False))
+    )
 
 
 def _width(form: Format) -> int:
@@ -143,11 +141,11 @@ def _halves(word: Array, form: Format) -> tuple[Array, Array]:
     return decode(parts[0], form), decode(parts[1], form)
 
 
-def _pack(op: Opcode, source: str, target: str) -> Operation:
+def _pack(op: Opcode, target: str) -> Operation:
     """`cvt.pack.sat.convertType.abType[.cType]`: saturate two integers and put them below what `c` holds."""
     with_rest = op.rest[-1:] != ["sat"]
     if with_rest:  # three types: the last is that of `c`
-        source, target = target, _kind(op)
+        target = _kind(op)
     if not op.take("sat"):
         raise op.unknown("cvt.pack saturates")
     nbits = {"u2": 2, "s2": 2, "u4": 4, "s4": 4}.get(target, 8 * BYTES.get(target, 1))

@@ -11,15 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tilus.simt.access import Access, access
+from tilus.simt.access import access
 from tilus.simt.decode import Context, decoder
 from tilus.simt.formats import Array
 from tilus.simt.machine import Group, Machine, Step
-from tilus.simt.shadow import WEAK
-from tilus.simt.sync import Ordering
-from tilus.simt.syntax import Address, Immediate
-
-_PLAIN = Ordering("weak", WEAK, False)
+from tilus.simt.syntax import Immediate
 
 
 @dataclass(slots=True)
@@ -128,66 +124,43 @@ def _part(item: Copy | Signal, which: Array) -> Copy | Signal:
                 item.nbytes, item.code, item.landed)  # fmt: skip
 
 
-@decoder("cp")
+@decoder("cp.async")
 def _copy(context: Context) -> Step:
-    op = context.opcode
-    if not op.take("async"):
-        raise context.error("only asynchronous copies are known")
-    if op.rest[:1] in (["bulk"], ["reduce"]):
-        return context.machine.units["bulk"].decode(context)
-    for name, build in (("commit_group", _commit), ("wait_group", _wait), ("wait_all", _wait), ("mbarrier", _arrive)):
-        if op.take(name):
-            return build(context)
+    op, operands = context.opcode, context.operands
     op.drop("ca", "cg", "L2::cache_hint", "L2::64B", "L2::128B", "L2::256B", "shared::cta", "shared", "global")
     op.finish()
-    operands = context.operands
     to, source = context.address(operands[0]), context.address(operands[1])
     nbytes = operands[2].bits if isinstance(operands[2], Immediate) else 0
     if nbytes not in (4, 8, 16):
         raise context.error("4, 8 or 16 bytes are copied")
-    rest = [x for x in operands[3:] if not isinstance(x, Address)]
-    size = context.read(rest[0], "u32") if rest else lambda group: np.full(1, nbytes, np.uint32)
-    writes = access(context, nbytes, "shared", "asynchronous write", _PLAIN)
-    reads = access(context, nbytes, "global", "asynchronous read", _PLAIN)
-    machine = context.machine
+    size = context.read(operands[3] if len(operands) > 3 else Immediate(nbytes), "u32")
+    machine, copies = context.machine, context.machine.units["copies"]
+    writes = access(context, nbytes, "shared", "asynchronous write")
+    reads = access(context, nbytes, "global", "asynchronous read")
 
     def step(group: Group) -> None:
         threads = machine.numbers[group]
-        sizes = np.broadcast_to(np.minimum(size(group), np.uint32(nbytes)), threads.shape)
-        _issue(machine, context.code, threads, sizes, (writes, to(group)), (reads, source(group)))
+        sizes = np.broadcast_to(np.minimum(size(group), np.uint32(nbytes)), threads.shape).copy()
+        sources = np.zeros(len(threads), np.int64)
+        active = sizes > 0  # nothing is read where the size is 0, not even checked
+        sizes[active] = 0
+        for part in reads.parts(threads[active], np.broadcast_to(source(group), threads.shape)[active]):
+            reads.on_read(part)
+            which = np.searchsorted(threads, part.threads)
+            sources[which] = part.places
+            sizes[which] = np.minimum(np.broadcast_to(size(group), threads.shape)[which], nbytes)
+        for part in writes.parts(group, to(group)):
+            writes.count(part)
+            which = np.searchsorted(threads, part.threads)
+            copy = Copy(part.threads, copies.committed[part.threads], part.places, sources[which], sizes[which], nbytes,
+                        context.code)  # fmt: skip
+            copies.issue(copy, part.addresses)
 
     return step
 
 
-Side = tuple[Access, Array]
-
-
-def _issue(machine: Machine, code: int, threads: Array, sizes: Array, left: Side, right: Side) -> None:
-    """Check both addresses of a copy, and begin it. Nothing is read where the size is 0."""
-    (writes, to), (reads, source) = left, right
-    to, source = np.broadcast_to(to, threads.shape), np.broadcast_to(source, threads.shape)
-    places, good = writes.locate("shared", to, threads)
-    sources = np.zeros(len(threads), np.int64)
-    active = sizes > 0
-    if active.any():
-        found, inside = reads.locate("global", source[active], threads[active])
-        sources[active] = found
-        if inside is not None:
-            sizes = sizes.copy()
-            sizes[np.flatnonzero(active)[~inside]] = 0
-            active = sizes > 0
-    if active.any():
-        reads.on_read("global", sources[active], source[active], threads[active])
-    if good is not None:
-        places, sources, sizes, threads, to = places[good], sources[good], sizes[good], threads[good], to[good]
-    if len(threads):
-        writes._count("shared", to, threads)
-        copies: Copies = machine.units["copies"]
-        copies.issue(Copy(threads, copies.committed[threads], places, sources, sizes, writes.nbytes, code), to)
-
-
+@decoder("cp.async.commit_group")
 def _commit(context: Context) -> Step:
-    context.opcode.finish()
     copies: Copies = context.machine.units["copies"]
 
     def step(group: Group) -> None:
@@ -196,27 +169,30 @@ def _commit(context: Context) -> Step:
     return step
 
 
+@decoder("cp.async.wait_group")
 def _wait(context: Context) -> Step:
-    context.opcode.finish()
+    machine, count = context.machine, context.constant(context.operands[0])
+    return lambda group: machine.units["copies"].wait(machine.numbers[group], count)
+
+
+@decoder("cp.async.wait_all")
+def _wait_all(context: Context) -> Step:
     machine = context.machine
     copies: Copies = machine.units["copies"]
-    everything = context.instruction.opcode.endswith("wait_all")
-    first = context.operands[0] if context.operands else Immediate(0)
-    pending = first.bits if isinstance(first, Immediate) else 0
 
     def step(group: Group) -> None:
-        if everything:
-            copies.committed[group] += 1
-        copies.wait(machine.numbers[group], pending)
+        copies.committed[group] += 1
+        copies.wait(machine.numbers[group], 0)
 
     return step
 
 
+@decoder("cp.async.mbarrier.arrive")
 def _arrive(context: Context) -> Step:
-    """`cp.async.mbarrier.arrive`: the barrier hears when the thread's copies so far have landed."""
+    """Decode an arrival at a barrier that happens when the thread's copies so far have landed."""
     op = context.opcode
     increment = not op.take("noinc")
-    op.drop("arrive", "b64", "shared::cta", "shared")
+    op.drop("b64", "shared::cta", "shared")
     op.finish()
     machine = context.machine
     read = context.address(context.operands[0])

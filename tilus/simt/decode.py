@@ -1,7 +1,7 @@
 """Instructions to steps: functions that run one instruction for a group of threads.
 
-A decoder is registered by the opcode's root. It asks its context for functions that read and write the operands, which
-also notes which registers the instruction reads and writes.
+A decoder is registered by the beginning of the opcode. It asks its context for functions that read and write the
+operands, which also notes which registers the instruction reads and writes.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ Decoder = Callable[["Context"], Step]
 DECODERS: dict[str, Decoder] = {}
 
 
-def decoder(*roots: str) -> Callable[[Decoder], Decoder]:
-    """Register how instructions with these roots are run."""
+def decoder(*prefixes: str) -> Callable[[Decoder], Decoder]:
+    """Register how instructions whose opcodes begin so are run; the longest prefix counts."""
 
     def register(function: Decoder) -> Decoder:
-        DECODERS.update(dict.fromkeys(roots, function))
+        DECODERS.update(dict.fromkeys(prefixes, function))
         return function
 
     return register
@@ -54,7 +54,7 @@ class Context:
     ----------
     machine : Machine
     code : int
-        Its position in the program.
+        Its position in the program; `root` is its opcode without modifiers.
     opcode : Opcode
     reads, writes : set of str
         Registers.
@@ -67,6 +67,7 @@ class Context:
         self.instruction: Instruction = machine.program.code[code]
         self.operands = list(self.instruction.operands)
         self.opcode = Opcode(self.instruction.opcode)
+        self.root = self.opcode.root
         self.reads: set[str] = set()
         self.writes: set[str] = set()
         self.addresses: set[str] = set()
@@ -173,6 +174,12 @@ class Context:
             return read
         step = np.array([offset % (1 << 64)], np.uint64)
         return lambda group: (read(group).astype(np.uint64) + step) & mask
+
+    def constant(self, operand: Operand) -> int:
+        """Return a constant operand."""
+        if not isinstance(operand, Immediate):
+            raise self.error(f"expected a constant, got {operand}")
+        return operand.bits
 
     # --- writing ----------------------------------------------------------------------------------------------------
 
@@ -283,8 +290,7 @@ def special(machine: Machine, name: str) -> Array | None:
 def decode(machine: Machine, code: int) -> tuple[Step, Context]:
     """Return the step of one instruction, and what is known of it."""
     context = Context(machine, code)
-    root = context.opcode.root
-    known = DECODERS.get(root, _registers if root in alu.FAMILIES else None)
+    known = _find(context.opcode)
     if known is None:
         raise context.error("unknown instruction")
     try:
@@ -295,6 +301,16 @@ def decode(machine: Machine, code: int) -> tuple[Step, Context]:
         raise context.error(f"its form is not known ({type(error).__name__}: {error})") from error
     guard = context.instruction.guard
     return (step if guard is None else _guarded(machine, context.read(guard, "pred"), step)), context
+
+
+def _find(opcode: Opcode) -> Decoder | None:
+    """Return the decoder with the longest prefix of an opcode, and take that prefix."""
+    for length in range(len(opcode.rest), -1, -1):
+        found = DECODERS.get(".".join([opcode.root, *opcode.rest[:length]]))
+        if found is not None:
+            del opcode.rest[:length]
+            return found
+    return _registers if opcode.root in alu.FAMILIES else None
 
 
 def _guarded(machine: Machine, read: Read, step: Step) -> Step:
@@ -334,7 +350,7 @@ def _registers(context: Context) -> Step:
 
 @decoder("add", "sub", "addc", "subc")
 def _carry(context: Context) -> Step:
-    """Sums with carry: the carry is a register that the program does not name."""
+    """Decode sums with carry: the carry is a register that the program does not name."""
     carry = Register("carry", "pred")
     if context.opcode.root in ("addc", "subc"):
         context.operands.append(carry)

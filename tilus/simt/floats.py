@@ -279,7 +279,7 @@ def _min_max(op: Opcode) -> Operation:
     def compute(a: Array, b: Array, *more: Array) -> Array:
         first = (a > b) if largest else (a < b)
         tie = (a == b) & (np.signbit(b) if largest else np.signbit(a))  # -0 is less than +0
-        result = np.where(first | tie, a, b)
+        result: Array = np.where(first | tie, a, b)
         result = np.where(np.isnan(b), b if propagate else a, result)
         result = np.where(np.isnan(a), a if propagate else b, result)
         return compute(result, *more) if more else result

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from tilus.simt.decode import Context
 from tilus.simt.program import Program
-from tilus.simt.syntax import BYTES, Address, Immediate, Symbol
+from tilus.simt.syntax import BYTES, Address, Immediate, Negated, Register, Symbol
 
 _MEMORY = {"ld", "ldu", "st", "atom", "red", "cp", "ldmatrix", "stmatrix", "mbarrier", "wgmma"}
 _WAYS = {"bra", "brx", "bar", "barrier", "ret", "exit", "mbarrier"}
@@ -27,7 +28,7 @@ def _successors(program: Program, piece: int) -> Iterator[int]:
 
 def _forward(program: Program, contexts: Sequence[Context], step: Callable[[Context, set[str]], None],
              meet: Callable[[set[str], set[str]], set[str]]) -> None:  # fmt: skip
-    """Carry sets of registers along all paths: `step` changes one at an instruction, `meet` joins those of two paths."""
+    """Carry sets of registers along all paths: `step` changes one at an instruction, `meet` joins two."""
     bounds = [*program.leaders, len(program.code)]
     entry: dict[int, set[str]] = {0: set()}
     work = [0]
@@ -45,6 +46,38 @@ def _forward(program: Program, contexts: Sequence[Context], step: Callable[[Cont
                 work.append(target)
 
 
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of a program.
+
+    Attributes
+    ----------
+    unset : frozenset of str
+        Registers that some path reads before it sets them, and those that tensor cores write asynchronously.
+    narrowest : dict
+        The least number of bytes of an access, by space.
+    data_independent : bool
+    agents : bool
+        Something else than threads accesses shared memory.
+    """
+
+    unset: frozenset[str]
+    narrowest: dict[str, int]
+    data_independent: bool
+    agents: bool
+
+
+def examine(program: Program, contexts: Sequence[Context]) -> Facts:
+    """Return what is known of a program."""
+    cores = {name for c in contexts if c.instruction.opcode.startswith("wgmma.mma_async") for name in c.writes}
+    return Facts(
+        frozenset(possibly_unset(program, contexts) | cores),
+        {space: narrowest(contexts, space) for space in ("shared", "global")},
+        is_data_independent(program, contexts),
+        any(c.root in ("mbarrier", "wgmma") for c in contexts),
+    )
+
+
 def possibly_unset(program: Program, contexts: Sequence[Context]) -> set[str]:
     """Return the registers that some path reads before it sets them."""
     unset: set[str] = set()
@@ -56,16 +89,6 @@ def possibly_unset(program: Program, contexts: Sequence[Context]) -> set[str]:
 
     _forward(program, contexts, step, set.intersection)
     return unset
-
-
-def uses_agents(program: Program) -> bool:
-    """Return whether something else than threads accesses shared memory."""
-    return any(code.root in ("mbarrier", "wgmma") for code in program.code)
-
-
-def accumulators(contexts: Sequence[Context]) -> set[str]:
-    """Return the registers that tensor cores write asynchronously."""
-    return {name for c in contexts if c.instruction.opcode.startswith("wgmma.mma_async") for name in c.writes}
 
 
 def narrowest(contexts: Sequence[Context], space: str) -> int:
@@ -97,11 +120,12 @@ def is_data_independent(program: Program, contexts: Sequence[Context]) -> bool:
     faults of bounds for all contents of the arrays.
     """
     spaces, decided, before = {"global"}, False, 0
+    where = [_space(c) for c in contexts]
 
     def step(context: Context, tainted: set[str]) -> None:
         nonlocal decided
         decided |= _decides(context, tainted)
-        _spread(context, tainted, spaces)
+        _spread(context, where[context.code], tainted, spaces)
 
     while before != len(spaces):
         before = len(spaces)
@@ -117,8 +141,8 @@ def _space(context: Context) -> str:
     return next((s for s in ("shared", "local", "param", "const", "global") if s in parts), "global")
 
 
-def _spread(context: Context, tainted: set[str], spaces: set[str]) -> None:
-    root, space = context.instruction.root, _space(context)
+def _spread(context: Context, space: str, tainted: set[str], spaces: set[str]) -> None:
+    root = context.root
     carries = bool(context.reads & tainted)
     if root == "cp":
         spaces.add("shared")
@@ -132,11 +156,13 @@ def _spread(context: Context, tainted: set[str], spaces: set[str]) -> None:
 
 
 def _decides(context: Context, tainted: set[str]) -> bool:
-    code = context.instruction
     if context.addresses & tainted:
         return True
-    guard = code.guard
-    if guard is None or code.root not in _MEMORY | _WAYS:
-        return code.root == "brx" and bool(context.reads & tainted)
-    name = guard.register.name if not hasattr(guard, "name") else guard.name
-    return name in tainted
+    if context.root not in _MEMORY | _WAYS:
+        return False
+    if context.root == "brx" and context.reads & tainted:
+        return True
+    match context.instruction.guard:
+        case Register(name=name) | Negated(register=Register(name=name)):
+            return name in tainted
+    return False

@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+Array: TypeAlias = Any  # arithmetic on arrays of any type is `Any` to NumPy's stubs, so a stricter name checks nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +109,7 @@ def decode(codes: Array, form: Format) -> Array:
             return codes.view(np.float16).astype(np.float64)
         case "bf16":
             return (codes.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
-    found: Array = _values(form)[codes]
-    return found
+    return _values(form)[codes]
 
 
 def _away(x: Array) -> Array:
@@ -165,7 +163,7 @@ def encode(values: Array, form: Format, rounding: str = "rn", *, satfinite: bool
 
 def _overflow(values: Array, form: Format, rounding: str, satfinite: bool) -> Array:
     """Return the codes, without sign, of what is larger than the largest value."""
-    beyond = form.infinity if form.infinity is not None else form.nan
+    beyond = form.nan if form.infinity is None else form.infinity
     if satfinite or beyond is None:
         return np.full(values.shape, form.largest)
     toward_zero = {"rz": np.isfinite(values), "rm": values > 0, "rp": values < 0}.get(rounding, np.zeros(1, bool))
@@ -174,7 +172,7 @@ def _overflow(values: Array, form: Format, rounding: str, satfinite: bool) -> Ar
 
 def _encode_fast(values: Array, form: Format) -> Array:
     narrow = values.astype(np.float16 if form is F16 else np.float32)
-    code: Array = narrow.view(form.word)
+    code = narrow.view(form.word)
     nan = np.isnan(values)
     if nan.any():
         code[nan] = form.nan
@@ -187,7 +185,7 @@ def _encode_power(values: Array, form: Format, rounding: str) -> Array:
     code = exponent - 1 + form.bias + ((fraction > 0.5) & (rounding == "rp"))
     code = np.where(values == 0, 0, np.clip(code, 0, form.largest))
     code = np.where(np.isinf(values), form.largest, code)
-    return np.where(np.isnan(values), form.nan, code).astype(form.word)
+    return np.where(np.isnan(values), form.largest + 1, code).astype(form.word)
 
 
 def add_to_odd(a: Array, b: Array) -> Array:

@@ -294,8 +294,7 @@ def _insert(op: Opcode) -> Operation:
     def function(a: Array, b: Array, start: Array, length: Array) -> Array:
         pos, size = (np.minimum(x & np.uint32(0xFF), np.uint32(nbits)).astype(wide) for x in (start, length))
         mask = ((1 << size) - 1) << pos & ((1 << nbits) - 1)
-        word: Array = (b.astype(wide) & ~mask) | (a.astype(wide) << pos & mask)
-        return word.astype(view_type(kind))
+        return ((b.astype(wide) & ~mask) | (a.astype(wide) << pos & mask)).astype(view_type(kind))
 
     return Operation((kind,), (kind, kind, "u32", "u32"), function)
 
@@ -336,8 +335,7 @@ def _count(op: Opcode) -> Operation:
 
     def reverse(a: Array) -> Array:
         weights = np.ones(1, a.dtype) << np.arange(nbits, dtype=a.dtype)
-        total: Array = (table(a) * weights).sum(-1, dtype=a.dtype)
-        return total
+        return (table(a) * weights).sum(-1, dtype=a.dtype)
 
     functions: dict[str, Callable[..., Any]] = {
         "popc": lambda a: table(a).sum(-1).astype(np.uint32), "clz": leading, "bfind": find, "brev": reverse,

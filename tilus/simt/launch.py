@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from tilus.errors import LaunchError
-from tilus.simt import access, barriers, bulk, cluster, control, copies, flow, mbarrier, mma, sync, warps, wgmma
+from tilus.simt import (
+    barriers,
+    bulk,
+    bulk_copies,
+    cluster,
+    control,
+    copies,
+    flow,
+    loads,
+    matrices,
+    mbarrier,
+    mma,
+    sync,
+    warps,
+    wgmma,
+)
 from tilus.simt.arguments import Arguments, bind
 from tilus.simt.decode import Context, decode
-from tilus.simt.machine import Machine, Options, Piece, Shape, Step
+from tilus.simt.machine import Machine, Options, Piece, Shape
 from tilus.simt.parser import parse
 from tilus.simt.program import Program, link
 from tilus.simt.report import Index3, Report
 from tilus.simt.shadow import Clocks, Shadow
 
-_MODULES = (access, control, mma, wgmma)  # importing them fills the table of decoders
+_MODULES = (bulk_copies, cluster, control, loads, matrices, mma)  # importing them fills the table of decoders
 _RESIDENT_THREADS = 1 << 13
 _RESIDENT_SHARED = 1 << 23
 _GLOBAL_SLOTS = 4
@@ -43,13 +60,11 @@ def run(
 
     Parameters
     ----------
-    ptx : str
-        A whole PTX text.
-    kernel : str
-        Name of an entry in it.
+    ptx, kernel : str
+        A whole PTX text, and the name of an entry in it.
     args : sequence
-        One for each parameter: a contiguous array, which is passed by address and updated in place; a number; or the
-        bytes of a parameter.
+        One for each parameter: a contiguous array, which is passed by address and updated in place; a number; a
+        `TensorMap`; or the bytes of a parameter.
     grid, block : int or sequence of int
         Extents in blocks and threads.
     shared_bytes : int
@@ -57,7 +72,7 @@ def run(
     cluster : int or sequence of int, optional
         Extents in blocks; by default what the kernel demands, or 1.
     target : str, optional
-        Such as `sm_90a`; by default what the text is for. Another one is an error.
+        What the PTX has to be for, such as `sm_90a`.
     sanitize : bool
         Look for races and for reads of what nobody wrote. Bounds and alignment are always checked.
     metrics : bool
@@ -67,21 +82,15 @@ def run(
     max_pieces : int
         Give up after so many pieces of straight-line code.
 
-    Returns
-    -------
-    Report
-
     Raises
     ------
-    ParseError
-        If the text cannot be read.
-    VMError
-        If it has an instruction or a form of one that the machine does not know.
+    ParseError, VMError
+        If the text cannot be read, or has an instruction that the machine does not know.
     LaunchError
         If the arguments do not fit the parameters, or the block the kernel.
     """
     module = parse(ptx)
-    if target is not None and target != module.target:
+    if target not in (None, module.target):
         raise LaunchError(f"the PTX is for {module.target}, not {target}")
     if landing not in ("late", "early"):
         raise LaunchError(f"landing is `late` or `early`, got {landing!r}")
@@ -98,66 +107,70 @@ def run(
 
 def _run_all(program: Program, shape: Shape, options: Options, report: Report, arguments: Arguments) -> None:
     """Run the grid, as many blocks at a time as fit."""
-    total, cluster = int(np.prod(shape.grid)), int(np.prod(shape.cluster))
-    threads = -(-int(np.prod(shape.block)) // 32) * 32
+    total, cluster = math.prod(shape.grid), math.prod(shape.cluster)
+    threads = -(-math.prod(shape.block) // 32) * 32
     size = program.shared_bytes + shape.dynamic_shared
     fit = min(_RESIDENT_THREADS // threads, _RESIDENT_SHARED // max(size, 1))
     fit = max(fit // cluster * cluster, cluster)
+    facts: flow.Facts | None = None
     shadow: Shadow | None = None
     for first in range(0, total, fit):
-        machine = Machine(program, shape, options, report, arguments.memory, arguments.params,
-                          min(fit, total - first), first)  # fmt: skip
-        shadow = prepare(machine, arguments, shadow)
+        blocks = min(fit, total - first)
+        machine = Machine(program, shape, options, report, arguments.memory, arguments.params, blocks, first)
+        _furnish(machine, arguments)
+        contexts = _decode_all(machine)
+        facts = facts or flow.examine(program, contexts)
+        report.data_independent = facts.data_independent
+        if options.sanitize:
+            shadow = _watch(machine, facts, shadow)
         machine.start()
         machine.run()
         if shadow is not None:
             shadow.age()
 
 
-def prepare(machine: Machine, arguments: Arguments, before: Shadow | None) -> Shadow | None:
-    """Decode a program for a machine; return the shadow of global memory, which outlives the blocks."""
-    machine.units["params"] = arguments.symbols
-    machine.units["sync"] = sync.SyncPoints()
-    machine.units["warps"] = warps.Warps(machine)
-    machine.units["barriers"] = barriers.Barriers(machine)
-    machine.units["clusters"] = barriers.Clusters(machine)
-    machine.units["copies"] = copies.Copies(machine)
-    machine.units["mbarriers"] = mbarrier.Barriers(machine)
-    machine.units["bulk"] = bulk.BulkCopies(machine, arguments.maps, arguments.map_buffers)
-    machine.units["proxy"] = bulk.Proxies(machine)
-    machine.units["tensor_cores"] = wgmma.TensorCores(machine)
-    machine.units["store_async"] = cluster.store_async
-    decoded = _decode_all(machine)
-    contexts = [context for _, context in decoded]
-    machine.report.data_independent = flow.is_data_independent(machine.program, contexts)
-    if not machine.options.sanitize:
-        return None
-    unset = flow.possibly_unset(machine.program, contexts) | flow.accumulators(contexts)
-    if unset or machine.touched:
-        machine.valid = {name: np.zeros(machine.threads, bool) for name in unset}
+def _furnish(machine: Machine, arguments: Arguments) -> None:
+    """Give a machine what keeps the state of barriers and of copies."""
+    machine.units.update(
+        params=arguments.symbols,
+        sync=sync.SyncPoints(),
+        warps=warps.Warps(machine),
+        barriers=barriers.Barriers(machine),
+        clusters=barriers.Clusters(machine),
+        copies=copies.Copies(machine),
+        mbarriers=mbarrier.Barriers(machine),
+        bulk=bulk.BulkCopies(machine, arguments.maps, arguments.map_buffers),
+        proxy=bulk.Proxies(machine),
+        tensor_cores=wgmma.TensorCores(machine),
+    )
+
+
+def _watch(machine: Machine, facts: flow.Facts, before: Shadow | None) -> Shadow:
+    """Give a machine the shadows of its memory and registers; that of global memory outlives the blocks."""
+    if facts.unset:
+        machine.valid = {name: np.zeros(machine.threads, bool) for name in facts.unset}
         _decode_all(machine)
-    agents = _AGENTS * machine.blocks if flow.uses_agents(machine.program) else 0
-    machine.clocks = Clocks(machine.threads // 32, machine.warps_per_block, agents)
-    machine.shadows["shared"] = Shadow(machine.shared.nbytes, flow.narrowest(contexts, "shared"),
-                                       machine.warps_per_block * machine.cluster, machine.clocks)  # fmt: skip
+    clocks = Clocks(machine.threads // 32, machine.warps_per_block, _AGENTS * machine.blocks * facts.agents)
     if before is None:
-        before = Shadow(machine.globals.nbytes, flow.narrowest(contexts, "global"), _GLOBAL_SLOTS, machine.clocks)
+        before = Shadow(machine.globals.nbytes, facts.narrowest["global"], _GLOBAL_SLOTS, clocks)
         before.valid[:] = True
-    before.clocks = machine.clocks
-    machine.shadows["global"] = before
+    before.clocks = clocks
+    slots = machine.warps_per_block * machine.cluster
+    shared = Shadow(machine.shared.nbytes, facts.narrowest["shared"], slots, clocks)
+    machine.clocks, machine.shadows = clocks, {"shared": shared, "global": before}
     return before
 
 
-def _decode_all(machine: Machine) -> list[tuple[Step, Context]]:
+def _decode_all(machine: Machine) -> list[Context]:
     program = machine.program
     decoded = [decode(machine, i) for i in range(len(program.code))]
     bounds = [*program.leaders, len(program.code)]
     machine.pieces = [
         Piece([step for step, _ in decoded[start:end]], [c.opcode for c in program.code[start:end]])
-        for start, end in zip(bounds, bounds[1:], strict=False)
+        for start, end in pairwise(bounds)
     ]
     machine.pieces.append(Piece([machine.leave], []))  # where code ends without `ret`
-    return decoded
+    return [context for _, context in decoded]
 
 
 # --- the launch's shape ---------------------------------------------------------------------------------------------
@@ -177,12 +190,12 @@ def _shape(program: Program, grid: int | Sequence[int], block: int | Sequence[in
     demanded = said.get("reqnctapercluster")
     shape = Shape(_extents(grid, "grid"), _extents(block, "block"),
                   _extents(cluster if cluster is not None else demanded or 1, "cluster"), shared_bytes)  # fmt: skip
-    threads = int(np.prod(shape.block))
-    most = int(np.prod(said.get("maxntid", (1024,))))
+    threads = math.prod(shape.block)
+    most = math.prod(said.get("maxntid", (1024,)))
     if threads > min(most, 1024):
         raise LaunchError(f"kernel {program.name!r} takes at most {min(most, 1024)} threads in a block, got {threads}")
     wanted = said.get("reqntid")
-    if wanted is not None and threads != int(np.prod(wanted)):
+    if wanted is not None and threads != math.prod(wanted):
         raise LaunchError(f"kernel {program.name!r} takes {wanted} threads in a block, got {shape.block}")
     if any(g % c for g, c in zip(shape.grid, shape.cluster, strict=True)):
         raise LaunchError(f"a grid of {shape.grid} blocks is no multiple of the cluster {shape.cluster}")

@@ -141,14 +141,19 @@ class Machine:
         finding = Finding(kind, message, instruction, block, thread, **more)
         self.report.add(finding, max(len(threads), 1))
 
-    def race(self, conflicts: list[Conflict], space: str, code: int, threads: Array, addresses: Array, verb: str) -> None:
+    def race(
+        self, conflicts: list[Conflict], space: str, code: int, threads: Array, addresses: Array, verb: str
+    ) -> None:
         """Report the races of an access."""
         for conflict in conflicts:
             at = int(conflict.element[0])
             epoch = int(conflict.epoch[0])
             other = self.program.code[min(epoch_code(epoch), len(self.program.code) - 1)]
             who = threads[conflict.element] if len(threads) > 1 else threads
-            kind, message = "race", f"{verb} races with a {'write' if conflict.was_write else 'read'} by {self.name(epoch)}"
+            kind, message = (
+                "race",
+                f"{verb} races with a {'write' if conflict.was_write else 'read'} by {self.name(epoch)}",
+            )
             if is_pending(epoch):
                 kind, message = "pending", f"{verb} of what an asynchronous copy by {self.name(epoch)} still writes"
             address = int(addresses[at if len(addresses) > 1 else 0])

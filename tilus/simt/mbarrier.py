@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tilus.simt.access import Access, access, ordering
+from tilus.simt.access import Access, Part, access
 from tilus.simt.copies import Signal
 from tilus.simt.decode import Context, Write, decoder
 from tilus.simt.formats import Array
 from tilus.simt.machine import Group, Machine, Step, as_group
 from tilus.simt.shadow import IN_DEVICE
-from tilus.simt.sync import Ordering
-from tilus.simt.syntax import Sink
+from tilus.simt.sync import Ordering, ordering
+from tilus.simt.syntax import Address, Sink
 
 _STRONG = Ordering("relaxed", IN_DEVICE, False)
 _MOST_BYTES = (1 << 20) - 1
@@ -86,14 +86,14 @@ class Barriers:
         """Return the barrier at a place; that there is none is a fault."""
         barrier = self.all.get(place)
         if barrier is None:
-            self.machine.find("barrier", "there is no initialised mbarrier", code, threads, address=address,
-                              buffer=self.machine.describe("shared", address))  # fmt: skip
+            text, buffer = "there is no initialised mbarrier", self.machine.describe("shared", address)
+            self.machine.find("barrier", text, code, threads, address=address, buffer=buffer)
         return barrier
 
     def arrive(self, barrier: Barrier, count: int, code: int, threads: Array, row: Array | None) -> None:
         """Count arrivals."""
         if barrier.pending < count:
-            self._fault(barrier, "barrier", f"{count} arrivals at an mbarrier that expects {barrier.pending}", code, threads)
+            self._fault(barrier, f"{count} arrivals at an mbarrier that expects {barrier.pending}", code, threads)
             return
         barrier.pending -= count
         if row is not None:
@@ -104,16 +104,16 @@ class Barriers:
         """Count bytes that copies will bring."""
         barrier.bytes += nbytes
         if barrier.bytes > _MOST_BYTES:
-            self._fault(barrier, "barrier", f"{barrier.bytes} bytes are pending at an mbarrier", code, threads)
+            self._fault(barrier, f"{barrier.bytes} bytes are pending at an mbarrier", code, threads)
 
     def complete(self, barrier: Barrier, nbytes: int) -> None:
         """Count bytes that have arrived. They may come before they are expected."""
         barrier.bytes -= nbytes
         self.advance(barrier)
 
-    def _fault(self, barrier: Barrier, kind: str, text: str, code: int, threads: Array) -> None:
-        self.machine.find(kind, text, code, threads, address=barrier.address,
-                          buffer=self.machine.describe("shared", barrier.address))  # fmt: skip
+    def _fault(self, barrier: Barrier, text: str, code: int, threads: Array) -> None:
+        buffer = self.machine.describe("shared", barrier.address)
+        self.machine.find("barrier", text, code, threads, address=barrier.address, buffer=buffer)
 
     def advance(self, barrier: Barrier) -> None:
         """End the phase if nothing is pending."""
@@ -122,7 +122,8 @@ class Barriers:
         tick = 0
         if self.machine.clocks is not None:
             tick = self.machine.clocks.tick(barrier.agent)
-        barrier.rows = {barrier.phase: (barrier.row, tick), barrier.phase - 1: barrier.rows.get(barrier.phase - 1, (None, 0))}
+        before = barrier.phase - 1
+        barrier.rows = {barrier.phase: (barrier.row, tick), before: barrier.rows.get(before, (None, 0))}
         barrier.phase += 1
         barrier.expected -= barrier.dropped
         barrier.pending, barrier.row, barrier.dropped = barrier.expected, None, 0
@@ -157,15 +158,15 @@ class Barriers:
     def signal(self, threads: Array, addresses: Array, code: int, increment: bool, groups: Array) -> Signal:
         """Return what to do when the earlier `cp.async` of threads have landed: arrive."""
         acc = Access(self.machine, code, 8, "shared", "mbarrier operation", _STRONG)
-        places, good = acc.locate("shared", addresses, threads)
-        targets = dict(zip(threads.tolist(), places.tolist(), strict=True))
-        for place in targets.values() if increment and good is None else ():
+        part = acc.locate("shared", addresses, threads)
+        targets = dict(zip(part.threads.tolist(), part.places.tolist(), strict=True))
+        for place in targets.values() if increment else ():
             if place in self.all:
                 self.all[place].pending += 1
 
         def act(done: Array) -> None:
             for thread in done:
-                barrier = self.all.get(targets[int(thread)])
+                barrier = self.all.get(targets.get(int(thread), -1))
                 if barrier is not None:
                     one = np.array([thread])
                     clocks = self.machine.clocks
@@ -184,34 +185,23 @@ class Barriers:
         """Return who waits for what."""
         texts = []
         for barrier in self.all.values():
+            name = f"mbarrier {self.machine.describe('shared', barrier.address)}"
+            missing = f"{barrier.pending} arrivals and {barrier.bytes} bytes are missing"
             for w in barrier.waiters:
                 place = self.machine.program.code[w.code]
-                texts.append(
-                    f"{len(w.threads)} threads wait for phase {w.phase} of the mbarrier "
-                    f"{self.machine.describe('shared', barrier.address)} of block {barrier.place // self.machine.shared.stride}"
-                    f" ({barrier.pending} arrivals and {barrier.bytes} bytes are missing), {place.place}: {place.text}"
-                )
+                text = f"{len(w.threads)} threads wait for phase {w.phase} of the {name} ({missing})"
+                texts.append(f"{text}, {place.place}: {place.text}")
         return texts
 
 
 # --- instructions -----------------------------------------------------------------------------------------------------
 
-
-@decoder("mbarrier")
-def _mbarrier(context: Context) -> Step:
-    op = context.opcode
-    actions = {"init": _init, "inval": _invalidate, "arrive": _arrive, "arrive_drop": _arrive, "expect_tx": _expect,
-               "complete_tx": _expect, "test_wait": _wait, "try_wait": _wait, "pending_count": _pending}  # fmt: skip
-    name = op.rest.pop(0)
-    if name not in actions:
-        raise context.error(f"no mbarrier operation .{name}")
-    return actions[name](context, name)
+Act = Callable[[Barrier, Array], None]
 
 
-def _each(context: Context, position: int, act: Callable[[Barrier, Array, Array], None], code: int) -> Step:
+def _each(context: Context, position: int, act: Act) -> Step:
     """Return a step that acts on the barriers at an address operand: once for all threads at the same one."""
-    machine = context.machine
-    op = context.opcode
+    machine, op = context.machine, context.opcode
     space = op.choose("shared::cta", "shared::cluster", "shared")
     op.drop("b64")
     op.finish()
@@ -220,70 +210,78 @@ def _each(context: Context, position: int, act: Callable[[Barrier, Array, Array]
 
     def step(group: Group) -> None:
         barriers: Barriers = machine.units["mbarriers"]
-        whole = machine.numbers[group]
-        for space, addresses, threads in acc.by_space(group, read(group)):
-            places, good = acc.locate(space, addresses, threads)
-            if good is not None:
-                places, addresses, threads = places[good], addresses[good], threads[good]
-            _check_order(acc, places, addresses, threads)
-            for place in np.unique(places):
-                mine = places == place
-                barrier = barriers.get(int(place), int(addresses[mine][0]), code, threads[mine])
+        for part in acc.parts(group, read(group)):
+            _check_order(acc, part)
+            for place in np.unique(part.places):
+                mine = part[part.places == place]
+                barrier = barriers.get(int(place), int(mine.addresses[0]), context.code, mine.threads)
                 if barrier is not None:
-                    act(barrier, threads[mine], np.searchsorted(whole, threads[mine]))
+                    act(barrier, mine.threads)
 
     return step
 
 
-def _check_order(acc: Access, places: Array, addresses: Array, threads: Array) -> None:
-    """Using a barrier has to be ordered after making it."""
+def _check_order(acc: Access, part: Part) -> None:
+    """Demand that using a barrier is ordered after making it."""
     shadow = acc.machine.shadows.get("shared")
-    if shadow is not None and len(threads):
-        conflicts = shadow.read(threads, shadow.cells(places, 8), IN_DEVICE, acc.code)
-        acc.machine.race([c for c in conflicts if c.was_write], "shared", acc.code, threads, addresses, acc.verb)
+    if shadow is not None:
+        acc.race(shadow.read(part.threads, shadow.cells(part.places, 8), IN_DEVICE, acc.code), part)
 
 
-def _init(context: Context, name: str) -> Step:
+@decoder("mbarrier.init")
+def _init(context: Context) -> Step:
     op = context.opcode
     op.drop("shared::cta", "shared", "b64")
     op.finish()
-    acc = access(context, 8, "shared", "mbarrier.init", Ordering("weak", 0, False))
+    acc = access(context, 8, "shared", "mbarrier.init")
     read, count = context.address(context.operands[0]), context.read(context.operands[1], "u32")
     machine = context.machine
 
     def step(group: Group) -> None:
-        counts = count(group)
-        for space, addresses, threads in acc.by_space(group, read(group)):
-            places, good = acc.locate(space, addresses, threads)
-            if good is not None:
-                return
-            values = [np.broadcast_to(counts, threads.shape).astype(np.uint64)]
-            acc.on_write(space, places, addresses, threads, values)
-            acc.memory(space).store(places, values)
-            for place, address, number in zip(places, addresses, values[0], strict=True):
+        for part in acc.parts(group, read(group)):
+            counts = np.broadcast_to(count(as_group(part.threads, machine.threads)), part.threads.shape).astype(
+                np.uint64
+            )
+            acc.write(part, [counts])
+            for place, address, number in zip(part.places, part.addresses, counts, strict=True):
                 machine.units["mbarriers"].init(int(place), int(address), int(number))
 
     return step
 
 
-def _invalidate(context: Context, name: str) -> Step:
+@decoder("mbarrier.inval")
+def _invalidate(context: Context) -> Step:
     barriers: Barriers = context.machine.units["mbarriers"]
-    return _each(context, 0, lambda barrier, threads, at: barriers.all.pop(barrier.place) and None, context.code)
+
+    def act(barrier: Barrier, threads: Array) -> None:
+        del barriers.all[barrier.place]
+
+    return _each(context, 0, act)
 
 
-def _arrive(context: Context, name: str) -> Step:
+@decoder("fence.mbarrier_init")
+def _fence(context: Context) -> Step:
+    context.opcode.drop("release", "cluster")
+    context.opcode.finish()
+    machine = context.machine
+    return lambda group: machine.units["mbarriers"].fence(set(machine.block_of[group].tolist()))
+
+
+@decoder("mbarrier.arrive", "mbarrier.arrive_drop")
+def _arrive(context: Context) -> Step:
     op, machine, code = context.opcode, context.machine, context.code
+    drops = context.instruction.opcode.startswith("mbarrier.arrive_drop")
     expects, _ = op.take("expect_tx"), op.take("noComplete")
     order = ordering(op)
     operands = context.operands
-    has_state = len(operands) > 1 and not hasattr(operands[0], "base")
+    has_state = not isinstance(operands[0], Address)
     write: Write | None = None
     if has_state and not isinstance(operands[0], Sink):
         write = context.write(operands[0], "b64")
     rest = operands[has_state + 1 :]
     amount = context.read(rest[0], "u32") if rest else None
 
-    def act(barrier: Barrier, threads: Array, at: Array) -> None:
+    def act(barrier: Barrier, threads: Array) -> None:
         barriers: Barriers = machine.units["mbarriers"]
         group = as_group(threads, machine.threads)
         amounts = np.broadcast_to(amount(group), threads.shape) if amount is not None else np.ones(len(threads), int)
@@ -294,58 +292,54 @@ def _arrive(context: Context, name: str) -> Step:
             row = machine.clocks.publish(np.unique(threads >> 5)).max(0)
         if expects:
             barriers.expect(barrier, int(amounts.sum()), code, threads)
-        if name == "arrive_drop":
+        if drops:
             barrier.dropped += len(threads)
         barriers.arrive(barrier, len(threads) if expects else int(amounts.sum()), code, threads, row)
 
-    return _each(context, int(has_state), act, code)
+    return _each(context, int(has_state), act)
 
 
-def _expect(context: Context, name: str) -> Step:
+@decoder("mbarrier.expect_tx", "mbarrier.complete_tx")
+def _expect(context: Context) -> Step:
     op, machine, code = context.opcode, context.machine, context.code
+    expects = context.instruction.opcode.startswith("mbarrier.expect_tx")
     op.drop("relaxed", "cta", "cluster")
     amount = context.read(context.operands[1], "u32")
 
-    def act(barrier: Barrier, threads: Array, at: Array) -> None:
+    def act(barrier: Barrier, threads: Array) -> None:
         barriers: Barriers = machine.units["mbarriers"]
         total = int(np.broadcast_to(amount(as_group(threads, machine.threads)), threads.shape).sum())
-        if name == "expect_tx":
+        if expects:
             barriers.expect(barrier, total, code, threads)
         else:
             barriers.complete(barrier, total)
 
-    return _each(context, 0, act, code)
+    return _each(context, 0, act)
 
 
-def _wait(context: Context, name: str) -> Step:
-    """`try_wait` parks threads until the phase has ended, `test_wait` only looks."""
-    op, machine, code = context.opcode, context.machine, context.code
+@decoder("mbarrier.try_wait", "mbarrier.test_wait")
+def _wait(context: Context) -> Step:
+    """Decode waits: `try_wait` parks threads until the phase has ended, `test_wait` only looks."""
+    op, machine = context.opcode, context.machine
+    tries = context.instruction.opcode.startswith("mbarrier.try_wait")
     parity = op.take("parity")
     op.drop("acquire", "relaxed", "cta", "cluster")
     write = context.write(context.operands[0], "pred")
     token = context.read(context.operands[2], "u32" if parity else "b64")
-    for hint in context.operands[3:]:
-        context.read(hint, "u32")
 
-    def act(barrier: Barrier, threads: Array, at: Array) -> None:
+    def done(threads: Array) -> None:
+        write(as_group(threads, machine.threads), np.ones(1, bool))
+
+    def act(barrier: Barrier, threads: Array) -> None:
         barriers: Barriers = machine.units["mbarriers"]
-        group = as_group(threads, machine.threads)
-        tokens = np.broadcast_to(token(group), threads.shape)
+        tokens = np.broadcast_to(token(as_group(threads, machine.threads)), threads.shape)
         for value in np.unique(tokens):
             some = threads[tokens == value]
             # A parity names the current phase, or the one before it.
             phase = barrier.phase - (int(value) != barrier.phase % 2) if parity else int(value)
-
-            def done(who: Array) -> None:
-                write(as_group(who, machine.threads), np.ones(len(who), bool))
-
-            if barriers.wait(barrier, Waiter(some, phase, done, code), park=name == "try_wait"):
+            if barriers.wait(barrier, Waiter(some, phase, done, context.code), park=tries):
                 done(some)
-            elif name == "test_wait":
-                write(as_group(some, machine.threads), np.zeros(len(some), bool))
+            elif not tries:
+                write(as_group(some, machine.threads), np.zeros(1, bool))
 
-    return _each(context, 1, act, code)
-
-
-def _pending(context: Context, name: str) -> Step:
-    raise context.error("the count in a state is not modelled")
+    return _each(context, 1, act)

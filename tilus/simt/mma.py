@@ -16,14 +16,16 @@ from functools import lru_cache
 
 import numpy as np
 
-from tilus.simt.decode import Context, Read, Write, decoder
+from tilus.simt.decode import Context, Read, decoder
 from tilus.simt.formats import FORMATS, Array, decode, encode
+from tilus.simt.loads import items
 from tilus.simt.machine import LANES, Group, Step, as_group
 from tilus.simt.opcode import Opcode, word_type
-from tilus.simt.syntax import Operand, Vector
 
-_NBITS = {"f16": 16, "bf16": 16, "tf32": 32, "e4m3": 8, "e5m2": 8, "s8": 8, "u8": 8, "s4": 4, "u4": 4, "b1": 1, "f64": 64,
-          "e3m2": 8, "e2m3": 8, "e2m1": 8}  # fmt: skip
+_NBITS = {
+    "f16": 16, "bf16": 16, "tf32": 32, "e4m3": 8, "e5m2": 8, "e3m2": 8, "e2m3": 8, "e2m1": 8, "s8": 8, "u8": 8, "s4": 4,
+    "u4": 4, "b1": 1, "f64": 64,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,11 @@ class Kind:
     c: str
     logic: str = ""
     satfinite: bool = False
+
+    @property
+    def sources(self) -> tuple[str, str, str]:
+        """Types of A, B and C."""
+        return self.a, self.b, self.c
 
 
 @lru_cache(maxsize=64)
@@ -154,26 +161,22 @@ def _kind(context: Context) -> Kind:
     return Kind(m, n, k, d, a, b, c, logic, satfinite)
 
 
-def _words(operand: Operand) -> tuple[Operand, ...]:
-    return operand.items if isinstance(operand, Vector) else (operand,)
-
-
 @decoder("mma")
 def _mma(context: Context) -> Step:
     kind, machine, code = _kind(context), context.machine, context.code
-    out, *sources = (_words(x) for x in context.operands)
+    out, *sources = (items(x) for x in context.operands)
     word = {x: "b64" if x == "f64" else "b32" for x in (kind.a, kind.b, kind.c, kind.d)}
-    a, b, c = ([context.read(x, word[t]) for x in items] for items, t in zip(sources, kind_types(kind), strict=True))
+    a, b, c = ([context.read(x, word[t]) for x in items] for items, t in zip(sources, kind.sources, strict=True))
     writes = [context.write(x, word[kind.d]) for x in out]
     wanted = (kind.m * kind.k, kind.n * kind.k, kind.m * kind.n, kind.m * kind.n)
     sizes = [n * _NBITS.get(t, 32) // (LANES * max(32, _NBITS.get(t, 32)))
-             for n, t in zip(wanted, (*kind_types(kind), kind.d), strict=True)]  # fmt: skip
+             for n, t in zip(wanted, (*kind.sources, kind.d), strict=True)]  # fmt: skip
     if sizes != [len(a), len(b), len(c), len(writes)]:
         raise context.error(f"expected {sizes[3]}, {sizes[0]}, {sizes[1]} and {sizes[2]} registers")
 
     def step(group: Group) -> None:
         warps = machine.units["warps"].whole(group, code)
-        whole = as_group((warps[:, None] * LANES + np.arange(LANES)).reshape(-1), machine.threads)
+        whole = as_group(warps.reshape(-1), machine.threads)
         left = _matrix(_gather(a, whole, len(warps), word[kind.a]), kind.a, kind.m, kind.k, kind.m // 8)
         right = _matrix(_gather(b, whole, len(warps), word[kind.b]), kind.b, kind.n, kind.k, 1)
         start = _accumulators(_gather(c, whole, len(warps), word[kind.c]), kind, kind.c)
@@ -184,34 +187,9 @@ def _mma(context: Context) -> Step:
     return step
 
 
-def kind_types(kind: Kind) -> tuple[str, str, str]:
-    """Return the types of A, B and C."""
-    return kind.a, kind.b, kind.c
-
-
 def _gather(reads: list[Read], group: Group, warps: int, word: str) -> Array:
     """Return registers as an array of shape (warps, 32, registers)."""
     found = np.empty((warps * LANES, len(reads)), word_type(word))
     for i, read in enumerate(reads):
         found[:, i] = read(group)
     return found.reshape(warps, LANES, -1)
-
-
-Writes = list[Write]
-
-
-@decoder("movmatrix")
-def _transpose(context: Context) -> Step:
-    op = context.opcode
-    op.drop("sync", "aligned", "m8n8", "trans", "b16")
-    op.finish()
-    write, read = context.write(context.operands[0], "b32"), context.read(context.operands[1], "b32")
-    machine, code = context.machine, context.code
-
-    def step(group: Group) -> None:
-        warps = machine.units["warps"].whole(group, code)
-        whole = as_group((warps[:, None] * LANES + np.arange(LANES)).reshape(-1), machine.threads)
-        square = np.ascontiguousarray(np.broadcast_to(read(whole), len(warps) * LANES)).view(np.uint16).reshape(-1, 8, 8)
-        write(whole, np.ascontiguousarray(square.transpose(0, 2, 1)).reshape(-1).view(np.uint32))
-
-    return step

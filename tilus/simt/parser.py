@@ -263,7 +263,11 @@ class _Parser:
 
     def statement(self) -> None:
         token = self.peek()
-        if token.text.startswith(".") or token.text in ("{", ";"):
+        if self.accept("{"):
+            self.block()
+        elif self.accept(";"):
+            pass
+        elif token.text.startswith("."):
             self.at += 1
             self.directive(token)
         elif token.kind == "name" and self.tokens[self.at + 1].text == ":":
@@ -280,10 +284,6 @@ class _Parser:
                 self.source = self.sources.read(self.rest_of_line())
             case ".file":
                 self.rest_of_line()
-            case "{":
-                self.block()
-            case ";":
-                pass
             case ".branchtargets":
                 label = self.function.body[-1]
                 targets: list[Operand] = []

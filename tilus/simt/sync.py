@@ -14,6 +14,8 @@ import numpy as np
 from tilus.simt.decode import Context, decoder
 from tilus.simt.formats import Array
 from tilus.simt.machine import Group, Machine, Step
+from tilus.simt.opcode import Opcode
+from tilus.simt.shadow import IN_BLOCK, IN_DEVICE, WEAK
 
 _ANY_BLOCK = -1
 
@@ -43,7 +45,9 @@ class Ordering:
     strength: int
     in_block: bool
 
-    def before_write(self, machine: Machine, space: str, places: Array, threads: Array, *, replace: bool = True) -> None:
+    def before_write(
+        self, machine: Machine, space: str, places: Array, threads: Array, *, replace: bool = True
+    ) -> None:
         """Release at the places that are written; an update adds to what others released there."""
         if not self.strength or machine.clocks is None:
             return
@@ -56,7 +60,7 @@ class Ordering:
                     entry.clear()
                 if row is not None:
                     block = int(warp) // machine.warps_per_block if in_block else _ANY_BLOCK
-                    entry[block] = np.maximum(entry.get(block, row), row)
+                    entry[block] = np.maximum(entry[block], row) if block in entry else row
 
     def _released(self, machine: Machine, points: SyncPoints, warp: int) -> tuple[Array | None, bool]:
         assert machine.clocks is not None
@@ -77,20 +81,26 @@ class Ordering:
                 if self.name in ("acquire", "acq_rel"):
                     machine.clocks.learn(np.array([warp]), row)
                 else:
-                    points.pending[warp] = np.maximum(points.pending.get(warp, row), row)
+                    before = points.pending.get(warp)
+                    points.pending[warp] = row if before is None else np.maximum(before, row)
+
+
+WEAKLY = Ordering("weak", WEAK, False)
+
+
+def ordering(op: Opcode) -> Ordering:
+    """Take the modifiers that say how an access is ordered with others."""
+    op.drop("mmio", "weak")
+    name = op.choose("volatile", "relaxed", "acquire", "release", "acq_rel", default="weak")
+    scope = op.choose("cta", "cluster", "gpu", "sys", default="gpu")
+    strength = WEAK if name == "weak" else IN_BLOCK if scope == "cta" else IN_DEVICE
+    return Ordering(name, strength, scope == "cta")
 
 
 @decoder("membar", "fence")
 def _fence(context: Context) -> Step:
     op = context.opcode
-    if op.take("proxy"):
-        return _proxy_fence(context)
     op.drop("sc", "acq_rel", "acquire", "release")
-    if op.take("mbarrier_init"):
-        op.drop("release", "cluster")
-        op.finish()
-        machine = context.machine
-        return lambda group: machine.units["mbarriers"].fence(set(machine.block_of[group].tolist()))
     scope = op.choose("cta", "cluster", "gpu", "gl", "sys")
     op.finish()
     machine = context.machine
@@ -107,14 +117,3 @@ def _fence(context: Context) -> Step:
             points.fenced[int(warp)] = (row, scope == "cta")
 
     return step
-
-
-def _proxy_fence(context: Context) -> Step:
-    """`fence.proxy.async`: what these threads' blocks wrote may be read by copies and tensor cores from here on."""
-    op = context.opcode
-    kind = op.choose("async", "alias", "tensormap::generic", "async::generic")
-    op.drop("global", "shared::cta", "shared::cluster", "acquire", "release", "cta", "cluster", "gpu", "sys",
-            "sync_restrict::shared::cta", "sync_restrict::shared::cluster")  # fmt: skip
-    op.finish()
-    machine = context.machine
-    return lambda group: machine.units["proxy"].fence(group) if kind == "async" and "proxy" in machine.units else None

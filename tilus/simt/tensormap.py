@@ -1,4 +1,4 @@
-"""Tensor maps: what `cuTensorMapEncodeTiled` makes on the host, as a kernel's argument (CUDA driver API, "Tensor maps").
+"""Tensor maps: what `cuTensorMapEncodeTiled` makes on the host, as a kernel's argument.
 
 A map describes a tensor in global memory and a box that copies move. In shared memory a box lies dense, its last
 dimension innermost; with a swizzle, the 16-byte pieces of each span of 128, 64 or 32 bytes are exchanged: bits 4 to 6
@@ -7,6 +7,7 @@ of an address are xor-ed with bits 7 to 9 (or fewer of both).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,8 +40,6 @@ class TensorMap:
         `none`, `32B`, `64B` or `128B`: the innermost extent in bytes is at most that.
     fill : str
         What is read beyond the tensor: `zeros` or `nan`.
-    element : dtype, optional
-        Type of the elements if not the array's.
     """
 
     array: Array
@@ -49,26 +48,25 @@ class TensorMap:
     fill: str = "zeros"
 
     def __post_init__(self) -> None:
-        size, rank = self.array.itemsize, self.array.ndim
-        inner = self.box[-1] * size
-        problems = [
-            (not self.array.flags.c_contiguous, "the array is not contiguous"),
-            (len(self.box) != rank or not 1 <= rank <= 5, f"a box of {len(self.box)} dimensions for an array of {rank}"),
-            (not all(1 <= b <= 256 for b in self.box), "extents of a box are 1 to 256"),
-            (inner % 16 != 0, f"the innermost extent has {inner} bytes, which is no multiple of 16"),
-            (any(s % 16 for s in self.array.strides[:-1]), "strides are no multiples of 16 bytes"),
-            (self.swizzle not in SWIZZLES, f"no swizzle {self.swizzle!r}"),
-            (self.swizzle != "none" and inner > int(self.swizzle[:-1] or 0 if self.swizzle != "none" else 0),
-             f"the innermost extent has {inner} bytes, more than the swizzle spans"),
-        ]  # fmt: skip
-        for wrong, text in problems:
+        rank, inner = self.array.ndim, self.box[-1] * self.array.itemsize
+        span = 16 << SWIZZLES.get(self.swizzle, 0) if self.swizzle != "none" else inner
+        problems = {
+            "the array is not contiguous": not self.array.flags.c_contiguous,
+            f"a box of {len(self.box)} dimensions for an array of {rank}": len(self.box) != rank or not 1 <= rank <= 5,
+            "extents of a box are 1 to 256": not all(1 <= b <= 256 for b in self.box),
+            f"the innermost extent has {inner} bytes, which is no multiple of 16": inner % 16 != 0,
+            "strides are no multiples of 16 bytes": any(s % 16 for s in self.array.strides[:-1]),
+            f"no swizzle {self.swizzle!r}": self.swizzle not in SWIZZLES,
+            f"the innermost extent has {inner} bytes, more than the swizzle spans": inner > span,
+        }
+        for text, wrong in problems.items():
             if wrong:
                 raise LaunchError(f"tensor map: {text}")
 
     @property
     def nbytes(self) -> int:
         """Bytes of a box: those that a barrier is told, also where the box leaves the tensor."""
-        return int(np.prod(self.box)) * self.array.itemsize
+        return math.prod(self.box) * int(self.array.itemsize)
 
     def encode(self, number: int) -> bytes:
         """Return the bytes of the argument, which name the map by its number."""

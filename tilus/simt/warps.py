@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from tilus.simt.control import bits_of
-from tilus.simt.decode import Context, Read, Write, decoder
+from tilus.simt.decode import Context, Read, decoder
 from tilus.simt.formats import Array
+from tilus.simt.loads import items
 from tilus.simt.machine import LANES, Group, Machine, Step, as_group
 from tilus.simt.opcode import operation
-from tilus.simt.syntax import Immediate, Operand, Vector
+from tilus.simt.syntax import Operand
 
 
 class Warps:
@@ -22,22 +23,20 @@ class Warps:
         self.machine = machine
 
     def whole(self, group: Group, code: int) -> Array:
-        """Return the warps of a group for an instruction that all lanes run together; a missing lane is a fault."""
+        """Return all threads of a group's warps, shape (warps, 32), for an instruction that they run together.
+
+        A lane that is missing is a fault.
+        """
         threads = self.machine.numbers[group]
-        warps = threads[::LANES] >> 5 if len(threads) % LANES == 0 else np.unique(threads >> 5)
-        if len(threads) == len(warps) * LANES and (threads[LANES - 1 :: LANES] >> 5 == warps).all():
-            return warps
-        warps = np.unique(threads >> 5)
-        wanted = (warps[:, None] * LANES + np.arange(LANES)).reshape(-1)
-        missing = np.setdiff1d(wanted[self.machine.alive(wanted)], threads)
+        if len(threads) % LANES == 0 and (threads[::LANES] % LANES == 0).all():
+            lanes = threads.reshape(-1, LANES)
+            if (lanes[:, -1] - lanes[:, 0] == LANES - 1).all():
+                return lanes
+        lanes = np.unique(threads >> 5)[:, None] * LANES + np.arange(LANES)
+        missing = np.setdiff1d(lanes[self.machine.alive(lanes)], threads)
         if len(missing):
             self.machine.find("divergence", "lanes are elsewhere while their warp runs this together", code, missing)
-        return warps
-
-    def spoil(self, writes: list[Write], group: Group) -> None:
-        """Write garbage."""
-        for write in writes:
-            write(group, np.full(1, 0xFFFFFFFF, np.uint32))
+        return lanes
 
 
 class Lanes:
@@ -51,10 +50,10 @@ class Lanes:
         here = np.zeros(machine.threads, bool)
         here[self.threads] = True
         self.here = here[self.everyone].reshape(-1, LANES)
-        self.mask = np.zeros(machine.threads, np.uint32)
-        self.mask[self.threads] = masks
-        self.mask = self.mask[self.everyone].reshape(-1, LANES)
-        named = (self.mask.max(1, keepdims=True) >> np.arange(LANES, dtype=np.uint32) & np.uint32(1)) > 0
+        mask = np.zeros(machine.threads, np.uint32)
+        mask[self.threads] = masks
+        per_warp = mask[self.everyone].reshape(-1, LANES).max(1, keepdims=True)
+        named = (per_warp >> np.arange(LANES, dtype=np.uint32) & np.uint32(1)) > 0
         alive = machine.alive(machine.numbers[self.everyone]).reshape(-1, LANES)
         wrong = (named & alive & ~self.here) | (self.here & ~named)
         if wrong.any():
@@ -78,20 +77,14 @@ def _lanes(context: Context, mask: Operand) -> Callable[[Group], Lanes]:
     return lambda group: Lanes(context.machine, group, read(group), context.code)
 
 
-def _pair(operand: Operand) -> list[Operand]:
-    return list(operand.items) if isinstance(operand, Vector) else [operand]
-
-
-@decoder("shfl")
+@decoder("shfl.sync")
 def _shuffle(context: Context) -> Step:
     op = context.opcode
     mode = op.choose("up", "down", "bfly", "idx")
-    if not op.take("sync"):
-        raise context.error("only shfl.sync exists")
     op.type("b32")
     op.finish()
     target, source, offset, limit, mask = context.operands
-    outputs = _pair(target)
+    outputs = items(target)
     write = context.write(outputs[0], "b32")
     flag = context.write(outputs[1], "pred") if len(outputs) > 1 else None
     value, by, clamp, lanes = (*(context.read(x, "b32") for x in (source, offset, limit)), _lanes(context, mask))
@@ -128,11 +121,9 @@ def _source(mode: str, lane: Array, b: Array, c: Array, most: Array, segment: Ar
     return found, found <= most
 
 
-@decoder("vote")
+@decoder("vote.sync")
 def _vote(context: Context) -> Step:
     op = context.opcode
-    if not op.take("sync"):
-        raise context.error("only vote.sync exists")
     mode = op.choose("all", "any", "uni", "ballot")
     kind = op.type("pred", "b32")
     op.finish()
@@ -169,7 +160,7 @@ def _match(context: Context) -> Step:
     op.drop("sync")
     op.finish()
     target, source, mask = context.operands
-    outputs = _pair(target)
+    outputs = items(target)
     write = context.write(outputs[0], "b32")
     flag = context.write(outputs[1], "pred") if len(outputs) > 1 else None
     read, lanes = context.read(source, kind), _lanes(context, mask)
@@ -189,10 +180,9 @@ def _match(context: Context) -> Step:
     return step
 
 
-@decoder("redux")
+@decoder("redux.sync")
 def _reduce(context: Context) -> Step:
     op = context.opcode
-    op.drop("sync")
     name, absolute, nan = op.choose("add", "min", "max", "and", "or", "xor"), op.take("abs"), op.take("NaN")
     kind = op.type("u32", "s32", "b32", "f32")
     op.finish()
@@ -216,12 +206,10 @@ def _reduce(context: Context) -> Step:
     return step
 
 
-@decoder("elect")
+@decoder("elect.sync")
 def _elect(context: Context) -> Step:
-    op = context.opcode
-    op.drop("sync")
-    op.finish()
-    lane_out, flag_out = _pair(context.operands[0])
+    context.opcode.finish()
+    lane_out, flag_out = items(context.operands[0])
     write, flag = context.write(lane_out, "b32"), context.write(flag_out, "pred")
     lanes = _lanes(context, context.operands[1])
 
@@ -239,12 +227,12 @@ def _registers(context: Context) -> Step:
     op = context.opcode
     op.drop("inc", "dec", "sync", "aligned", "u32")
     op.finish()
-    count = context.operands[0]
-    if not isinstance(count, Immediate) or count.bits % 8 or not 24 <= count.bits <= 256:
+    count = context.constant(context.operands[0])
+    if count % 8 or not 24 <= count <= 256:
         raise context.error("the number of registers is a multiple of 8 from 24 to 256")
     machine, code = context.machine, context.code
-    return lambda group: _discard(machine.units["warps"].whole(group, code))
 
+    def step(group: Group) -> None:
+        machine.units["warps"].whole(group, code)
 
-def _discard(value: object) -> None:
-    del value
+    return step

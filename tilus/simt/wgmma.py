@@ -17,19 +17,19 @@ hold garbage until then; with early landing they run at once. A chain of product
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from tilus.simt.decode import Context, Read, decoder
 from tilus.simt.formats import FORMATS, Array, decode, encode
 from tilus.simt.machine import LANES, Group, Machine, Step, as_group
-from tilus.simt.memory import SHARED_BASE
 from tilus.simt.mma import Kind, element_codes, element_values, multiply, parse_shape, places
 from tilus.simt.opcode import word_type
+from tilus.simt.program import SHARED_BASE
 from tilus.simt.shadow import WEAK
-from tilus.simt.syntax import Immediate, Operand, Register, Vector
+from tilus.simt.syntax import Immediate, Register, Vector
 from tilus.simt.tensormap import swizzle
 
 WARPGROUP = 128
@@ -95,7 +95,7 @@ class TensorCores:
 
     def warpgroups(self, group: Group, code: int) -> list[Array]:
         """Return the threads of each warpgroup; all 128 have to be there."""
-        warps = self.machine.units["warps"].whole(group, code)
+        warps = self.machine.units["warps"].whole(group, code)[:, 0] >> 5
         found = []
         for first in np.unique(warps // 4 * 4):
             threads = np.arange(first * LANES, first * LANES + WARPGROUP)
@@ -256,45 +256,51 @@ def _accumulator_places(n: int) -> tuple[Array, Array]:
     thread, i = np.ogrid[:WARPGROUP, : n // 2]
     lane = thread % LANES
     row = thread // LANES * 16 + lane // 4 + 8 * (i % 4 // 2)
-    return np.broadcast_arrays(row, i // 4 * 8 + lane % 4 * 2 + i % 2)  # type: ignore[return-value]
+    column = i // 4 * 8 + lane % 4 * 2 + i % 2
+    return row + 0 * column, column + 0 * row
 
 
 # --- instructions -----------------------------------------------------------------------------------------------------
 
 
-@decoder("wgmma")
-def _wgmma(context: Context) -> Step:
-    op = context.opcode
-    name = op.rest.pop(0)
-    for modifier in ("sync", "aligned"):
-        if not op.take(modifier):
-            raise context.error(f"a form without .{modifier} is not known")
-    if name == "mma_async":
-        return _product(context)
-    op.finish()
+@decoder("wgmma.fence")
+def _fence(context: Context) -> Step:
+    def fence(threads: Array) -> None:
+        for dirty in context.machine.touched.values():
+            dirty[threads] = False
+
+    return _collective(context, fence)
+
+
+@decoder("wgmma.commit_group")
+def _commit(context: Context) -> Step:
     cores: TensorCores = context.machine.units["tensor_cores"]
-    code = context.code
-    if name == "wait_group":
-        pending = context.operands[0]
-        count = pending.bits if isinstance(pending, Immediate) else 0
-        return lambda group: _for_all(cores, group, code, lambda threads: cores.wait(threads, count))
 
     def commit(threads: Array) -> None:
         cores.committed[threads[0] // LANES] += 1
 
-    def fence(threads: Array) -> None:
-        for dirty in cores.machine.touched.values():
-            dirty[threads] = False
-
-    actions = {"fence": fence, "commit_group": commit}
-    if name not in actions:
-        raise context.error(f"no operation wgmma.{name}")
-    return lambda group: _for_all(cores, group, code, actions[name])
+    return _collective(context, commit)
 
 
-def _for_all(cores: TensorCores, group: Group, code: int, act: Any) -> None:
-    for threads in cores.warpgroups(group, code):
-        act(threads)
+@decoder("wgmma.wait_group")
+def _wait(context: Context) -> Step:
+    cores, count = context.machine.units["tensor_cores"], context.constant(context.operands[0])
+    return _collective(context, lambda threads: cores.wait(threads, count))
+
+
+def _collective(context: Context, act: Callable[[Array], None]) -> Step:
+    """Return a step that acts for each warpgroup."""
+    for modifier in ("sync", "aligned"):
+        if not context.opcode.take(modifier):
+            raise context.error(f"a form without .{modifier} is not known")
+    context.opcode.finish()
+    cores, code = context.machine.units["tensor_cores"], context.code
+
+    def step(group: Group) -> None:
+        for threads in cores.warpgroups(group, code):
+            act(threads)
+
+    return step
 
 
 def _wgmma_kind(context: Context) -> Kind:
@@ -305,19 +311,14 @@ def _wgmma_kind(context: Context) -> Kind:
     satfinite = op.take("satfinite")
     logic = op.choose("and")
     op.drop("popc")
-    d, a, b = op.rest
-    op.rest.clear()
+    d, a, b = op.rest[-3:]
+    del op.rest[-3:]
     if a not in _DEPTH or b not in _DEPTH or m != _ROWS or k != _DEPTH[a] or n % 8 or not 8 <= n <= 256:
         raise context.error("this product is not known")
     return Kind(m, n, k, d, a, b, d, logic, satfinite)
 
 
-def _flag(operand: Operand, context: Context) -> int:
-    if not isinstance(operand, Immediate):
-        raise context.error("expected a constant")
-    return operand.bits
-
-
+@decoder("wgmma.mma_async")
 def _product(context: Context) -> Step:
     kind = _wgmma_kind(context)
     out, a, b, scale_d, *flags = context.operands
@@ -337,8 +338,8 @@ def _product(context: Context) -> Step:
     registers = [context.read(x, "b32") for x in a.items] if isinstance(a, Vector) else []
     left = context.read(a, "b64") if not in_registers else None
     right, adds = context.read(b, "b64"), context.read(scale_d, "pred")
-    factors = (_flag(flags[0], context), _flag(flags[1], context)) if len(flags) >= 2 else (1, 1)
-    major = [bool(_flag(x, context)) for x in flags[2:]]
+    factors = (context.constant(flags[0]), context.constant(flags[1])) if len(flags) >= 2 else (1, 1)
+    major = [bool(context.constant(x)) for x in flags[2:]]
     major_a, major_b = (False, *major, False)[:2] if in_registers else (*major, False, False)[:2]
     if (major_a or major_b) and kind.a not in ("f16", "bf16"):
         raise context.error("only 16-bit operands may be MN-major")
@@ -353,7 +354,7 @@ def _product(context: Context) -> Step:
         group_number = int(cores.committed[threads[0] // LANES])
         cores.issue(Product(threads, kind, names, places_a, places_b, scale, group_number, context.code))
 
-    return lambda group: _for_all(cores, group, context.code, one)
+    return _collective(context, one)
 
 
 def _descriptor(context: Context, read: Read, threads: Array, rows: int, kind: str, mn_major: bool) -> Array | None:
