@@ -83,7 +83,7 @@ def test_a_race_of_blocks_in_global_memory():
 def test_a_race_of_blocks_that_run_one_after_the_other_here():
     out = np.zeros(1, np.uint32)
     report = run(
-        "mov.u32 %r1, %ctaid.x; mov.u32 %r2, buffer; st.global.u32 [%rd50], %r1;", [out], grid=2, shared=1 << 23
+        "mov.u32 %r1, %ctaid.x; mov.u32 %r2, buffer; st.global.u32 [%rd50], %r1;", [out], grid=2, shared=1 << 21
     )
     assert "a thread of an earlier block" in str(report)
 

@@ -119,8 +119,8 @@ class Access:
         if part.space in self.machine.shadows and (lost := self._changes(part, values)).any():
             self.report("race", f"{self.verb}: threads write different values to one place at once", part[lost])
 
-    def on_write(self, part: Part, values: list[Array]) -> None:
-        """Count, and check as `write` does, before it is done."""
+    def on_write(self, part: Part, values: list[Array] | None) -> None:
+        """Count, and check as `write` does, before it is done; without values every conflict is one."""
         self.count(part)
         shadow = self.machine.shadows.get(part.space)
         if shadow is None:
@@ -128,9 +128,10 @@ class Access:
         cells = shadow.cells(part.places, self.nbytes)
         conflicts = shadow.write(part.threads, cells, self.ordering.strength, self.code)
         shadow.unfenced[cells] = True
-        if conflicts:
+        if conflicts and values is not None:
             changed = self._changes(part, values)
-            self.race([c for c in (_only(c, changed) for c in conflicts) if c is not None], part)
+            conflicts = [c for c in (_only(c, changed) for c in conflicts) if c is not None]
+        self.race(conflicts, part)
 
     def _changes(self, part: Part, values: list[Array]) -> Array:
         old = self.memory(part.space).load(part.places, values[0].dtype.itemsize, len(values))

@@ -12,7 +12,7 @@ from tilus.simt.decode import Context, Read, Write, decoder
 from tilus.simt.formats import Array
 from tilus.simt.machine import LANES, PARKED, Group, Machine, Step, as_group
 
-Key = tuple[str, int, int]  # cta, cluster or warp; which one; number of the barrier
+Key = tuple[str, int, int]  # block or warp; which one; number of the barrier
 
 
 @dataclass(slots=True)
@@ -51,11 +51,11 @@ class Barriers:
     def members(self, key: Key) -> Array:
         """Return the threads for which a barrier is, exited ones included."""
         scope, which, _ = key
-        size = {"cta": self.machine.padded, "warp": LANES}.get(scope, self.machine.padded * self.machine.cluster)
+        size = self.machine.padded if scope == "block" else LANES
         return np.arange(which * size, (which + 1) * size)
 
     def arrive(self, key: Key, threads: Array, expected: int | None, code: int, *, wait: bool) -> Meeting:
-        """Let threads of one block (or warp, or cluster) come to a barrier."""
+        """Let threads of one block or warp come to a barrier."""
         meeting = self.open.setdefault(key, Meeting(expected, code))
         if meeting.expected != expected:
             text = f"barrier {key[2]} is for {meeting.expected} threads elsewhere, {expected} here"
@@ -77,16 +77,15 @@ class Barriers:
         expected = meeting.expected
         if expected is None:
             members = self.members(key)
-            came = np.zeros(len(members), bool)
-            came[np.concatenate(meeting.arrived) - members[0]] = True
-            complete = bool((came | ~self.machine.alive(members)).all())
+            missing = np.setdiff1d(members[self.machine.alive(members)], np.concatenate(meeting.arrived))
+            complete = not len(missing)
         else:
             complete = come >= expected
         if not complete:
             return
         if expected is not None and come > expected:
-            self.machine.find("barrier", f"{come} threads came to barrier {key[2]}, which is for {expected}",
-                              meeting.code, meeting.arrived[-1])  # fmt: skip
+            text = f"{come} threads came to barrier {key[2]}, which is for {expected}"
+            self.machine.find("barrier", text, meeting.code, meeting.arrived[-1])
         del self.open[key]
         self._go_on(meeting)
 
@@ -158,7 +157,7 @@ def _block_barrier(
         for block, which in {(int(b), int(n)) for b, n in zip(blocks, numbers, strict=True)}:
             some = threads[(blocks == block) & (numbers == which)]
             expected = int(counts[np.searchsorted(threads, some[0])]) if counts is not None else None
-            key = ("cta", block, which)
+            key = ("block", block, which)
             meeting = barriers.arrive(key, some, expected, code, wait=kind != "arrive")
             _reduce(machine, meeting, reduction)
             barriers.try_open(key)
@@ -173,7 +172,7 @@ def _all_at_once(machine: Machine, barriers: Barriers, threads: Array, counts: A
         return False
     blocks = np.unique(machine.block_of[threads])
     per_block = machine.alive(machine.numbers).reshape(machine.blocks, -1)[blocks].sum(1)
-    if per_block.sum() != len(threads) or any(("cta", int(b), int(numbers[0])) in barriers.open for b in blocks):
+    if per_block.sum() != len(threads) or any(("block", int(b), int(numbers[0])) in barriers.open for b in blocks):
         return False
     if machine.clocks is not None:
         warps = blocks[:, None] * machine.warps_per_block + np.arange(machine.warps_per_block)
@@ -205,6 +204,15 @@ def _warp_barrier(context: Context) -> Step:
         barriers: Barriers = machine.units["barriers"]
         threads = machine.numbers[group]
         masks = np.broadcast_to(mask(group), threads.shape)
+        warps = threads[::LANES] >> 5
+        if (
+            len(threads) % LANES == 0
+            and (masks == 0xFFFFFFFF).all()
+            and (threads[LANES - 1 :: LANES] >> 5 == warps).all()
+        ):
+            if machine.clocks is not None:
+                machine.clocks.join(warps[:, None])
+            return
         for warp in np.unique(threads >> 5):
             mine = threads >> 5 == warp
             some, bits = threads[mine], int(masks[mine][0])

@@ -22,7 +22,7 @@ from tilus.simt.shadow import WEAK, Shadow
 from tilus.simt.tensormap import TensorMap
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Transfer:
     """One copy under way.
 

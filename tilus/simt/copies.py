@@ -15,10 +15,11 @@ from tilus.simt.access import access
 from tilus.simt.decode import Context, decoder
 from tilus.simt.formats import Array
 from tilus.simt.machine import Group, Machine, Step
+from tilus.simt.shadow import WEAK
 from tilus.simt.syntax import Immediate
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Copy:
     """One `cp.async` of some threads; `size` bytes of `nbytes` are read, the rest is zero."""
 
@@ -32,7 +33,7 @@ class Copy:
     landed: bool = False
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Signal:
     """Something to do for threads once their earlier copies have landed."""
 
@@ -55,7 +56,9 @@ class Copies:
         machine = self.machine
         shadow = machine.shadows.get("shared")
         if shadow is not None:
-            conflicts = shadow.begin(copy.threads, shadow.cells(copy.to, copy.nbytes), copy.code)
+            cells = shadow.cells(copy.to, copy.nbytes)
+            conflicts = shadow.check_write(copy.threads, cells, WEAK)
+            shadow.begin(copy.threads, cells, copy.code)
             machine.race(conflicts, "shared", copy.code, copy.threads, addresses, "asynchronous write")
         if machine.options.landing == "early":
             self._move(copy)
@@ -130,7 +133,7 @@ def _copy(context: Context) -> Step:
     op.drop("ca", "cg", "L2::cache_hint", "L2::64B", "L2::128B", "L2::256B", "shared::cta", "shared", "global")
     op.finish()
     to, source = context.address(operands[0]), context.address(operands[1])
-    nbytes = operands[2].bits if isinstance(operands[2], Immediate) else 0
+    nbytes = context.constant(operands[2])
     if nbytes not in (4, 8, 16):
         raise context.error("4, 8 or 16 bytes are copied")
     size = context.read(operands[3] if len(operands) > 3 else Immediate(nbytes), "u32")
@@ -140,15 +143,13 @@ def _copy(context: Context) -> Step:
 
     def step(group: Group) -> None:
         threads = machine.numbers[group]
-        sizes = np.broadcast_to(np.minimum(size(group), np.uint32(nbytes)), threads.shape).copy()
-        sources = np.zeros(len(threads), np.int64)
-        active = sizes > 0  # nothing is read where the size is 0, not even checked
-        sizes[active] = 0
-        for part in reads.parts(threads[active], np.broadcast_to(source(group), threads.shape)[active]):
+        wanted = np.broadcast_to(np.minimum(size(group), np.uint32(nbytes)), threads.shape)
+        sources, sizes = np.zeros(len(threads), np.int64), np.zeros(len(threads), np.uint32)
+        some = wanted > 0  # where nothing is read, the address is not looked at
+        for part in reads.parts(threads[some], np.broadcast_to(source(group), threads.shape)[some]):
             reads.on_read(part)
             which = np.searchsorted(threads, part.threads)
-            sources[which] = part.places
-            sizes[which] = np.minimum(np.broadcast_to(size(group), threads.shape)[which], nbytes)
+            sources[which], sizes[which] = part.places, wanted[which]
         for part in writes.parts(group, to(group)):
             writes.count(part)
             which = np.searchsorted(threads, part.threads)

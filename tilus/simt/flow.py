@@ -10,7 +10,9 @@ from tilus.simt.program import Program
 from tilus.simt.syntax import BYTES, Address, Immediate, Negated, Register, Symbol
 
 _MEMORY = {"ld", "ldu", "st", "atom", "red", "cp", "ldmatrix", "stmatrix", "mbarrier", "wgmma"}
-_WAYS = {"bra", "brx", "bar", "barrier", "ret", "exit", "mbarrier"}
+_WAYS = {"bra", "brx", "bar", "barrier", "ret", "exit"}
+_DECIDED = {"brx", "bar", "barrier", "mbarrier", "cp"}  # every operand says where, or how much, or how many
+_SPACES = {"global", "shared", "local", "param", "const"}
 
 
 def _successors(program: Program, piece: int) -> Iterator[int]:
@@ -108,7 +110,7 @@ def narrowest(contexts: Sequence[Context], space: str) -> int:
 
 
 def _elsewhere(parts: Sequence[str], space: str) -> bool:
-    spaces = {p.partition("::")[0] for p in parts} & {"global", "shared", "local", "param", "const"}
+    spaces = {p.partition("::")[0] for p in parts} & _SPACES
     return bool(spaces) and not spaces & {space, "const" if space == "global" else space}
 
 
@@ -120,7 +122,7 @@ def is_data_independent(program: Program, contexts: Sequence[Context]) -> bool:
     faults of bounds for all contents of the arrays.
     """
     spaces, decided, before = {"global"}, False, 0
-    where = [_space(c) for c in contexts]
+    where = [_spaces(c) for c in contexts]
 
     def step(context: Context, tainted: set[str]) -> None:
         nonlocal decided
@@ -133,22 +135,25 @@ def is_data_independent(program: Program, contexts: Sequence[Context]) -> bool:
     return not decided
 
 
-def _space(context: Context) -> str:
-    parts = {p.partition("::")[0] for p in context.instruction.opcode.split(".")}
-    if any(isinstance(x, Address) and isinstance(x.base, Symbol) and x.base.name in context.machine.program.local
-           for x in context.operands):  # fmt: skip
-        return "local"  # a parameter of a call, too
-    return next((s for s in ("shared", "local", "param", "const", "global") if s in parts), "global")
+def _spaces(context: Context) -> set[str]:
+    """Return the spaces that an instruction may access: all, if its addresses are generic."""
+    variables = context.machine.program.local
+    if any(
+        isinstance(x, Address) and isinstance(x.base, Symbol) and x.base.name in variables for x in context.operands
+    ):
+        return {"local"}  # a parameter of a call, too
+    named = {p.partition("::")[0] for p in context.instruction.opcode.split(".")} & _SPACES
+    return named or _SPACES
 
 
-def _spread(context: Context, space: str, tainted: set[str], spaces: set[str]) -> None:
+def _spread(context: Context, where: set[str], tainted: set[str], spaces: set[str]) -> None:
     root = context.root
     carries = bool(context.reads & tainted)
     if root == "cp":
         spaces.add("shared")
     if carries and root in ("st", "stmatrix", "atom", "red"):
-        spaces.add(space)
-    loads = root in ("ld", "ldu", "ldmatrix", "atom") and space in spaces
+        spaces |= where
+    loads = root in ("ld", "ldu", "ldmatrix", "atom") and where & spaces
     if loads or carries or (root == "wgmma" and "shared" in spaces):
         tainted |= context.writes
     elif context.instruction.guard is None:
@@ -160,7 +165,7 @@ def _decides(context: Context, tainted: set[str]) -> bool:
         return True
     if context.root not in _MEMORY | _WAYS:
         return False
-    if context.root == "brx" and context.reads & tainted:
+    if context.root in _DECIDED and context.reads & tainted:
         return True
     match context.instruction.guard:
         case Register(name=name) | Negated(register=Register(name=name)):

@@ -36,7 +36,7 @@ from tilus.simt.shadow import Clocks, Shadow
 
 _MODULES = (bulk_copies, cluster, control, loads, matrices, mma)  # importing them fills the table of decoders
 _RESIDENT_THREADS = 1 << 13
-_RESIDENT_SHARED = 1 << 23
+_RESIDENT_SHARED = 1 << 21
 _GLOBAL_SLOTS = 4
 _AGENTS = 64  # barriers and warpgroups of a block
 
@@ -54,7 +54,7 @@ def run(
     sanitize: bool = True,
     metrics: bool = False,
     landing: str = "late",
-    max_pieces: int = 2_000_000,
+    max_pieces: int = 200_000,
 ) -> Report:
     """Run a kernel on the CPU, thread by thread.
 
@@ -80,7 +80,7 @@ def run(
     landing : str
         `late` (asynchronous copies land when they are waited for) or `early` (at once).
     max_pieces : int
-        Give up after so many pieces of straight-line code.
+        Give up after so many pieces of straight-line code, and after a twentieth of that once there are findings.
 
     Raises
     ------
@@ -97,11 +97,7 @@ def run(
     program = link(module, kernel)
     shape = _shape(program, grid, block, cluster, shared_bytes)
     report = Report(kernel, module.target)
-    options = Options(landing, sanitize, metrics, max_pieces)
-    arguments = bind(program, args)
-    with np.errstate(all="ignore"):
-        _run_all(program, shape, options, report, arguments)
-    arguments.memory.copy_back()
+    _run_all(program, shape, Options(landing, sanitize, metrics, max_pieces), report, bind(program, args))
     return report
 
 
@@ -123,10 +119,11 @@ def _run_all(program: Program, shape: Shape, options: Options, report: Report, a
         report.data_independent = facts.data_independent
         if options.sanitize:
             shadow = _watch(machine, facts, shadow)
-        machine.start()
-        machine.run()
+        with np.errstate(all="ignore"):
+            machine.run()
         if shadow is not None:
             shadow.age()
+    arguments.memory.copy_back()
 
 
 def _furnish(machine: Machine, arguments: Arguments) -> None:

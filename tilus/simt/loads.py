@@ -135,7 +135,7 @@ def _atomic(context: Context) -> Step:
         for part in acc.parts(group, read(group)):
             values = [_chosen(column, threads, part.threads) for column in data]
             order.before_write(machine, part.space, part.places, part.threads, replace=False)
-            acc.on_write(part, [as_word(values[0][0], kind)] * count)
+            acc.on_write(part, None)
             old = _serialize(acc.memory(part.space), part.places, kind, values, update)
             order.after_read(machine, part.space, part.places, part.threads)
             for write, value in zip(writes, old, strict=False):

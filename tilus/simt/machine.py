@@ -41,7 +41,7 @@ class Options:
     landing: str = "late"
     sanitize: bool = True
     metrics: bool = False
-    max_pieces: int = 2_000_000
+    max_pieces: int = 200_000
 
 
 @dataclass(slots=True)
@@ -94,7 +94,7 @@ class Machine:
     valid: dict[str, Array] = field(default_factory=dict)
     touched: dict[str, Array] = field(default_factory=dict)
     pieces: list[Piece] = field(default_factory=list)
-    units: dict[str, Any] = field(default_factory=dict)  # barriers, copies, ...: see `launch.prepare`
+    units: dict[str, Any] = field(default_factory=dict)  # barriers, copies, ...: see `launch`
 
     def __post_init__(self) -> None:
         x, y, z = self.shape.block
@@ -105,7 +105,7 @@ class Machine:
         self.threads = self.blocks * self.padded
         self.numbers = np.arange(self.threads)
         self.block_of = self.numbers // self.padded
-        self.pc = np.full(self.threads, EXITED, np.int32)
+        self.pc = np.where(self.numbers % self.padded < self.threads_per_block, 0, EXITED).astype(np.int32)
         self.resume = np.zeros(self.threads, np.int32)
         self.last_turn = np.zeros(self.threads // LANES, np.int64)
         size = self.program.shared_bytes + self.shape.dynamic_shared
@@ -146,18 +146,15 @@ class Machine:
     ) -> None:
         """Report the races of an access."""
         for conflict in conflicts:
-            at = int(conflict.element[0])
             epoch = int(conflict.epoch[0])
             other = self.program.code[min(epoch_code(epoch), len(self.program.code) - 1)]
-            who = threads[conflict.element] if len(threads) > 1 else threads
-            kind, message = (
-                "race",
-                f"{verb} races with a {'write' if conflict.was_write else 'read'} by {self.name(epoch)}",
-            )
+            access, kind = "write" if conflict.was_write else "read", "race"
+            message = f"{verb} races with a {access} by {self.name(epoch)}"
             if is_pending(epoch):
-                kind, message = "pending", f"{verb} of what an asynchronous copy by {self.name(epoch)} still writes"
-            address = int(addresses[at if len(addresses) > 1 else 0])
-            self.find(kind, message, code, who, address=address, buffer=self.describe(space, address), other=other)
+                kind, message = "pending", f"{verb} where an asynchronous {access} by {self.name(epoch)} is under way"
+            address = int(addresses[conflict.element[0]])
+            buffer = self.describe(space, address)
+            self.find(kind, message, code, threads[conflict.element], address=address, buffer=buffer, other=other)
 
     def name(self, epoch: int) -> str:
         """Return the name of the thread of an epoch."""
@@ -176,12 +173,6 @@ class Machine:
         return self.shared.describe(address) if space == "shared" else f"{space} memory at byte {address}"
 
     # --- proceeding -------------------------------------------------------------------------------------------------
-
-    def start(self) -> None:
-        """Let all threads begin."""
-        linear = self.numbers % self.padded
-        self.pc[:] = np.where(linear < self.threads_per_block, 0, EXITED)
-        self.last_turn[:] = 0
 
     def alive(self, threads: Array) -> Array:
         """Return which threads have not exited."""
@@ -205,16 +196,17 @@ class Machine:
 
     def run(self) -> None:
         """Run until every thread has ended, or none can go on."""
-        for tick in range(self.options.max_pieces):
+        tick, most = 0, self.options.max_pieces
+        while tick < (most if self.report.ok else most // 20):
             low = int(self.pc.min())
-            if low >= PARKED:
-                if not any(land() for land in self.idle):
-                    break
-                continue
-            self.run_piece(*self.next_group(low, tick))
+            if low < PARKED:
+                self.run_piece(*self.next_group(low, tick))
+                tick += 1
+            elif not any(land() for land in self.idle):
+                break
         else:
-            self.find("deadlock", f"no end after {self.options.max_pieces} pieces of code: a loop on what never comes?",
-                      -1, self.numbers[self.pc < PARKED])  # fmt: skip
+            text = f"no end after {tick} pieces of code: a loop on what never comes?"
+            self.find("deadlock", text, -1, self.numbers[self.pc < PARKED])
             return
         if (self.pc == PARKED).any():
             self.deadlock()
@@ -238,7 +230,6 @@ class Machine:
         self.pc[group] = number + 1
         if self.options.metrics:
             threads = self.numbers[group]
-            self.report.instructions.update(dict.fromkeys(piece.opcodes, 0))
             warps = len(np.unique(threads >> 5))
             for opcode in piece.opcodes:
                 self.report.instructions[opcode] += warps

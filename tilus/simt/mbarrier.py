@@ -25,7 +25,7 @@ _STRONG = Ordering("relaxed", IN_DEVICE, False)
 _MOST_BYTES = (1 << 20) - 1
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Waiter:
     """Threads parked at a barrier, until `phase` has ended; then `done` is called with them."""
 
@@ -35,7 +35,7 @@ class Waiter:
     code: int
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Barrier:
     """One barrier.
 

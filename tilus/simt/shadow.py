@@ -171,13 +171,11 @@ class Shadow:
         where = np.nonzero(bad)
         return [Conflict(where[0], epochs[where], was_write)]
 
-    def begin(self, threads: Array, cells: Array, code: int) -> list[Conflict]:
-        """Check asynchronous writes that begin now, and mark them as under way."""
-        found = self.check_write(threads, cells, WEAK)
+    def begin(self, threads: Array, cells: Array, code: int) -> None:
+        """Mark cells as being written asynchronously, by threads or an agent."""
         stamp = (NEVER << _CLOCK_AT) | (min(code, LAST_CODE) << _THREAD_BITS)
         self.writes[cells] = (threads + (stamp + FIRST * LANES))[:, None]
         self.valid[cells] = True
-        return found
 
     def begin_read(self, agent: int, cells: Array, code: int) -> None:
         """Mark cells as being read by an agent."""

@@ -55,10 +55,10 @@ class Ordering:
         for warp in np.unique(threads >> 5):
             row, in_block = self._released(machine, points, int(warp))
             for place in np.unique(places[threads >> 5 == warp]):
-                entry = points.released.setdefault((space, int(place)), {})
                 if replace:
-                    entry.clear()
+                    points.released.pop((space, int(place)), None)
                 if row is not None:
+                    entry = points.released.setdefault((space, int(place)), {})
                     block = int(warp) // machine.warps_per_block if in_block else _ANY_BLOCK
                     entry[block] = np.maximum(entry[block], row) if block in entry else row
 
@@ -74,6 +74,8 @@ class Ordering:
         if not self.strength or machine.clocks is None:
             return
         points: SyncPoints = machine.units["sync"]
+        if not points.released:
+            return
         for place, warp in {(int(p), int(t) >> 5) for p, t in zip(places, threads, strict=True)}:
             for block, row in points.released.get((space, place), {}).items():
                 if block not in (_ANY_BLOCK, warp // machine.warps_per_block):

@@ -67,7 +67,7 @@ def operand_addresses(descriptor: int, rows: int, k: int, nbytes: int, mn_major:
     return swizzle((start + at) * 16 + inside * nbytes, bits)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Product:
     """One product under way."""
 
@@ -334,6 +334,7 @@ def _product(context: Context) -> Step:
         machine.touched.setdefault(register.name, np.zeros(machine.threads, bool))
     context.writes.update(names)
     context.reads.update(() if isinstance(scale_d, Immediate) and not scale_d.bits else names)
+    context.addresses.update(x.name for x in (a, b) if isinstance(x, Register))
     in_registers = isinstance(a, Vector)
     registers = [context.read(x, "b32") for x in a.items] if isinstance(a, Vector) else []
     left = context.read(a, "b64") if not in_registers else None
