@@ -223,7 +223,7 @@ def gradients(module, x, grad):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("name", ["u4", "i3", "f4e2m1", "nf4", "u1"])
+@pytest.mark.parametrize("name", ["u4", "i3", "f4e2m1", "nf4", "u1", "t1.6"])
 def test_gradients_pass_to_the_activations(name, dtype):
     _, quantized = layer(name, dtype)
     x, grad = torch.randn(2, 3, 100, dtype=dtype), torch.randn(2, 3, 21, dtype=dtype)

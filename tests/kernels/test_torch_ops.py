@@ -129,7 +129,7 @@ def test_torch_finds_nothing_wrong_with_dequantize():
 @pytest.mark.parametrize("kind", TORCH)
 @pytest.mark.parametrize("group_size", [32, -1])
 @pytest.mark.parametrize(("name", "options"), [("u4", {}), ("u3", {"zero_point": False}), ("f6e3m2", {}), ("nf4", {}),
-                                               ("i8", {}), ("mxfp4", {}), ("nvfp4", {})])  # fmt: skip
+                                               ("i8", {}), ("mxfp4", {}), ("nvfp4", {}), ("t1.6", {})])  # fmt: skip
 def test_dequantize_is_the_weight(name, options, group_size, kind):
     if name in ("mxfp4", "nvfp4"):
         group_size = {"mxfp4": 32, "nvfp4": 16}[name]

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from tilus.dtypes import DataType
-from tilus.kernels.configure import constants
+from tilus.kernels.configure import constants, ternary_constants
 from tilus.kernels.dispatch import check_operands
-from tilus.kernels.programs.dequantize import dequantize
+from tilus.kernels.programs.dequantize import dequantize, dequantize_ternary
 from tilus.runtime.arguments import element_type, is_torch
 from tilus.runtime.kernel import BoundKernel
+from tilus.runtime.weights.packing import PACKS
 from tilus.runtime.weights.weight import WeightFormat
 
 
@@ -34,13 +35,18 @@ def expand(model: Any, words: Any, scales: Any, zero_points: Any | None, form: W
         assert scale is not None, "check_operands ran"
         any_scale = form if form.tensor_scale == 1.0 else replace(form, tensor_scale=2.0)  # one kernel for all
         launch = _kernel(any_scale, kind, scale)
-        zeros = words if zero_points is None else zero_points  # any array: it is not read
-        launch(words, scales, zeros, y, n, k, form.groups(k), form.tensor_scale)
+        if form.dtype.name in PACKS:
+            launch(words, scales, y, n, k, form.groups(k))
+        else:
+            zeros = words if zero_points is None else zero_points  # any array: it is not read
+            launch(words, scales, zeros, y, n, k, form.groups(k), form.tensor_scale)
     return y
 
 
 @cache
 def _kernel(form: WeightFormat, kind: DataType, scale: DataType) -> BoundKernel:
-    shared = constants(form, kind, scale, 1, False)
-    names = [c.name for c in dequantize.definition.constants]
-    return dequantize.bind(**{"YT": kind} | {name: shared[name] for name in names if name in shared})
+    ternary = form.dtype.name in PACKS
+    program = dequantize_ternary if ternary else dequantize
+    shared = (ternary_constants if ternary else constants)(form, kind, scale, 1, False)
+    names = [c.name for c in program.definition.constants]
+    return program.bind(**{"YT": kind} | {name: shared[name] for name in names if name in shared})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tilus.dtypes import DataType, f32, i32, u32
 from tilus.kernels.programs.quantized_matmul import decode
+from tilus.kernels.programs.ternary_matmul import numbers
 from tilus.lang import block_id, cdiv, global_view, launch, load_global, ptr, static_range, store_global, view
 from tilus.runtime.kernel import kernel
 from tilus.runtime.weights.packing import PackLayout
@@ -46,4 +47,35 @@ def dequantize(
         weight = weight * load_global(gs, offset=(row, group), shape=(BN, 1)).to(f32)
         if SCALED:
             weight = weight * tensor_scale
+        store_global(gy, weight.to(YT), offset=(row, start))
+
+
+@kernel
+def dequantize_ternary(
+    w: ptr[u32],
+    scales: ptr[ST],
+    y: ptr[YT],
+    n: i32,
+    k: i32,
+    groups: i32,
+    *,
+    YT: DataType,
+    ST: DataType,
+    PACK: PackLayout,
+    GROUP: int,  # weights along K that share a scale, a multiple of the fragment's width; 0: all do
+    WARPS: int,
+):
+    """Write (digit - 1) * scale for weights of five digits a byte; see `ternary_matmul`."""
+    (BN, BK), words, width = PACK.tile, PACK.words, PACK.fragment.shape[1]
+    launch(blocks=(cdiv(n, BN), cdiv(k, BK)), warps=WARPS)
+    row, t = block_id(0) * BN, block_id(1)
+    gw, gy = global_view(w, shape=(cdiv(n, BN), cdiv(k, BK), *words.shape)), global_view(y, shape=(n, k))
+    gs = global_view(scales, shape=(n, groups), strides=(1, n))
+    packed = load_global(gw, offset=(block_id(0), t, 0, 0, 0), shape=words.shape, layout=words)
+    for j in static_range(10):
+        lanes = (packed >> (8 * (j // 5)) if j % 5 == 0 else lanes) & 0x00FF00FF
+        lanes = lanes * 3
+        start = t * BK + j * width
+        scale = load_global(gs, offset=(row, start // GROUP if GROUP else 0), shape=(BN, 1)).to(f32)
+        weight = (numbers(lanes, f32, PACK.fragment) * 65536.0 - 1.0) * scale
         store_global(gy, weight.to(YT), offset=(row, start))
