@@ -22,24 +22,28 @@ from tilus.ir.target import TARGETS
 from tilus.passes.pipeline import lower
 from tilus.runtime.targets import find_target
 
-CPUS = {"this cpu": find_target("cpu"), **{f"{n} lanes": replace(TARGETS["cpu"], lanes=n) for n in (4, 8, 16)}}
+HERE = find_target("cpu")
+CPUS = {"this cpu": HERE, **{f"{n} lanes": replace(TARGETS["cpu"], lanes=n) for n in (4, 8, 16) if n != HERE.lanes}}
+GPUS = [TARGETS["sm_80"], TARGETS["sm_90a"]]  # of equal warps: one program for both
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90a", "cpu"])
-@examples(1.5)
-@given(st.data(), st.integers(0, 3))
-def test_lowering(target: str, data: st.DataObject, seed: int) -> None:
-    program, args = data.draw(programs(TARGETS[target])), arguments(seed)
+@examples(1)
+@given(programs(GPUS[0]), st.integers(0, 3))
+def test_lowered_for_gpus(program: Program, seed: int) -> None:
+    args = arguments(seed)
     wanted = outputs(on_vm(program, args))
-    np.testing.assert_array_equal(outputs(on_vm(lower(program, TARGETS[target]), args)), wanted)
+    for gpu in GPUS:
+        np.testing.assert_array_equal(outputs(on_vm(lower(program, gpu), args)), wanted, err_msg=gpu.name)
 
 
 @pytest.mark.parametrize("cpu", CPUS)
 @examples(0.6)
 @given(st.data(), st.integers(0, 3))
-def test_compiled(cpu: str, data: st.DataObject, seed: int) -> None:
+def test_lowered_and_compiled_for_cpus(cpu: str, data: st.DataObject, seed: int) -> None:
     program, args = data.draw(programs(CPUS[cpu])), arguments(seed)
-    np.testing.assert_array_equal(outputs(on_cpu(program, CPUS[cpu], args)), outputs(on_vm(program, args)))
+    wanted = outputs(on_vm(program, args))
+    np.testing.assert_array_equal(outputs(on_vm(lower(program, CPUS[cpu]), args)), wanted, err_msg="lowered")
+    np.testing.assert_array_equal(outputs(on_cpu(program, CPUS[cpu], args)), wanted, err_msg="compiled")
 
 
 def test_most_programs_write() -> None:

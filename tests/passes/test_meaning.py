@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.agreement.machines import examples
 from tests.passes.programs import ZERO, chained, matmul, matrix, quantized, softmax, vector_add
 from tilus import vm
 from tilus.dtypes import f16, f32
@@ -349,8 +350,8 @@ def random_programs(draw: st.DrawFn) -> Drawn:
     return Drawn(g.builder.program(warps=draw(st.sampled_from([1, 2, 4]))), g.written)
 
 
+@examples(1)
 @given(random_programs(), st.sampled_from(["sm_80", "cpu"]), st.integers(0, 3))
-@settings(max_examples=150)
 def test_random_programs(drawn: Drawn, target: str, seed: int) -> None:
     (x,) = random_arrays([((40, 24), "f4")], seed)
     check(drawn.program, [x, np.full(drawn.written, 99, np.float32)], target)

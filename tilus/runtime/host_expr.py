@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from tilus.errors import LaunchError, assert_never
@@ -40,6 +41,8 @@ def python_text(expr: Expr, names: Mapping[Var, str], lets: Mapping[Var, Expr] |
                 return python_text(lets[expr], names, lets)
             raise NotOnHostError(f"{expr.name!r} is known only while a block runs")
         case Const(value=value):
+            if not math.isfinite(value):
+                raise NotOnHostError(f"{value} is not evaluated on the host")
             return repr(value) if value >= 0 else f"({value!r})"
         case CastExpr(dtype=dtype, value=value):
             kind = "int" if dtype.is_integer else "bool" if dtype.is_boolean else "float"
