@@ -7,6 +7,7 @@ from math import gcd, prod
 from typing import Any
 
 from tilus.dtypes import DataType, dtype
+from tilus.kernels.configure_cpu import CPU_BATCH_TILES
 from tilus.runtime.weights.packing import WARPS, Device, PackLayout
 from tilus.runtime.weights.weight import WeightFormat
 
@@ -43,7 +44,7 @@ def activation_parts(activation: DataType, compute: DataType) -> int:
 
 def rows_per_block(m: int, device: Device, weight: DataType, activation: DataType) -> int:
     """Return the batch tile BM for a batch of `m`."""
-    sizes: tuple[int, ...] = (1, 4) if device == "cpu" else (8, 16, 32, LARGEST_BATCH_TILE)
+    sizes: tuple[int, ...] = CPU_BATCH_TILES if device == "cpu" else (8, 16, 32, LARGEST_BATCH_TILE)
     if device == "cuda":
         compute = compute_dtype(weight, activation)
         # What does not fit the registers: larger tiles in parts, and any but the smallest without tensor cores.

@@ -12,8 +12,9 @@ import numpy as np
 
 from tilus.dtypes import DataType
 from tilus.errors import LaunchError
-from tilus.kernels.configure import LARGEST_BATCH_TILE, constants, rows_per_block, ternary_constants
-from tilus.kernels.programs import quantized_matmul, ternary_matmul
+from tilus.kernels.configure import constants, rows_per_block, ternary_constants
+from tilus.kernels.configure_cpu import CPU_BATCH_TILES, LARGEST_IN_REGISTERS, panel_constants
+from tilus.kernels.programs import panel_matmul, quantized_matmul, ternary_matmul
 from tilus.runtime.arguments import element_type, is_torch
 from tilus.runtime.kernel import BoundKernel
 from tilus.runtime.weights.packing import Device, native_packs
@@ -79,7 +80,7 @@ def run(x: Any, words: Any, scales: Any, zero_points: Any | None, bias: Any | No
     y = x.new_empty((m, n)) if is_torch(x) else np.empty((m, n), x.dtype)
     if m and n and k:
         any_scale = form if form.tensor_scale == 1.0 else replace(form, tensor_scale=2.0)  # one kernel for all
-        launch = _kernel(any_scale, device_kind(x), x.dtype, scales.dtype, min(m, LARGEST_BATCH_TILE), bias is not None)
+        launch = _kernel(any_scale, device_kind(x), x.dtype, scales.dtype, min(m, CPU_BATCH_TILES[-1]), bias is not None)
         # In place of what is not there stands any array: it is not read.
         zeros, added = words if zero_points is None else zero_points, y if bias is None else bias
         rows, sizes = x.reshape(m, k), (m, n, k, form.groups(k))
@@ -107,6 +108,8 @@ def _kernel(form: WeightFormat, device: Device, activation: Any, scale: Any, m: 
     bm = rows_per_block(m, device, form.dtype, x_type)
     if isinstance(form.pack, TritPack):
         return ternary_matmul.bind(**ternary_constants(form, x_type, scale_type, bm, bias))
+    if device == "cpu" and bm > LARGEST_IN_REGISTERS:
+        return panel_matmul.bind(**panel_constants(form, x_type, scale_type, bm, bias))
     return quantized_matmul.bind(**constants(form, x_type, scale_type, bm, bias))
 
 

@@ -100,13 +100,13 @@ def mma_from(known: RegisterLayout, operand: int, m: int, n: int, k: int, atom: 
     yield mma_operands(outer, atom, k // atom.shape[K])
 
 
-def fma_operands(triples: RegisterLayout, target: Target) -> DotLayouts:
-    """Return the layouts for threads spread over (m, n, k)."""
+def fma_operands(triples: RegisterLayout, target: Target, *, held: bool = False) -> DotLayouts:
+    """Return the layouts for threads spread over (m, n, k); `held` if `a` is in registers in this layout already."""
     a, b, c = triples.reduce([N]), triples.reduce([M]).permute(1, 0), triples.reduce([K])
     split = prod(d.size for d in triples.spatial_digits if d.dim == K)
     along_m = any(d.dim == M for d in triples.spatial_digits)
     # SIMD lanes read b best along n and a as broadcasts or along k; along m a is read one by one.
-    rows = a.local_size * (target.lanes if target.kind == "cpu" and along_m else 1)
+    rows = a.local_size * (target.lanes if target.kind == "cpu" and along_m and not held else 1)
     columns = b.local_size * (4 if target.kind == "cpu" and split > 1 else 1)
     # A CPU puts sums over lanes off to the end of the loop; what stays is that scaling and adding results costs more
     # vectors, the fewer lanes are spread over them.
@@ -145,7 +145,7 @@ def fma_from(known: RegisterLayout, operand: int, m: int, n: int, k: int, target
     while missing == K and place and kept[place - 1].dim == N:
         place -= 1
     kept.insert(place, Digit(rest, missing, 1))
-    return fma_operands(from_digits(extents, threads, kept), target)
+    return fma_operands(from_digits(extents, threads, kept), target, held=operand == 0)
 
 
 def _renumbered(digits: Digits, dims: Sequence[int]) -> list[Digit]:

@@ -17,7 +17,7 @@ from tilus.errors import LaunchError
 from tilus.ir.program import Program
 from tilus.ir.target import Target
 from tilus.runtime.arguments import Buffer, number_of, slot_format
-from tilus.runtime.cpu_features import cache_tag
+from tilus.runtime.cpu_features import cache_tag, host_cpu
 from tilus.runtime.cpu_pool import launch as launch_blocks
 from tilus.runtime.launch_cuda import CudaKernel
 from tilus.runtime.llvm_jit import compile_object, load_object
@@ -81,7 +81,7 @@ def _load_cuda(program: Program, files: Files) -> Launch:
 
 
 def _build_cpu(lowered: Program, target: Target) -> Files:
-    source = llvm.emit(lowered, target)
+    source = llvm.emit(lowered, target, host_cpu().present)
     meta = {"kernel": source.kernel_name, "scratch": source.scratch_bytes, "messages": list(source.messages)}
     return {
         "meta.json": json.dumps(meta).encode(),

@@ -34,6 +34,11 @@ class Cpu:
         return f"+{feature}" in self.features.split(",")
 
     @property
+    def present(self) -> tuple[str, ...]:
+        """The features that the CPU has."""
+        return tuple(f[1:] for f in self.features.split(",") if f.startswith("+"))
+
+    @property
     def simd_bits(self) -> int:
         """Bits of the vectors that are best for arithmetic: 512, 256 or 128 (SSE, NEON)."""
         if all(map(self.has, _AVX512)) and self.name not in _SLOW_512:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from tilus.casts import Form, form_named, to_stream
 from tilus.codegen.llvm import casts
 from tilus.codegen.llvm.builder import Builder, Value, constant, vector
-from tilus.codegen.llvm.context import Context, pack
+from tilus.codegen.llvm.context import Context, pack, placed_code
 from tilus.codegen.llvm.context import unpack as codes_of
+from tilus.codegen.llvm.types import is_packed
 from tilus.dtypes import bf16
 from tilus.ir.expr import Tensor
 from tilus.ir.instructions import Unpack, View
 from tilus.layouts import BitLayout
+from tilus.layouts.bits import WORD
 
 Rule: TypeAlias = Callable[..., Value]
 
@@ -26,9 +28,24 @@ _STEPS: dict[str, Callable[[Builder], Rule]] = {
 
 
 def view(c: Context, out: Tensor, inst: View) -> None:
-    """Keep the bits; nothing is moved between 32-bit words, unless a bit layout says that codes lie across them."""
-    words = c.read_words(inst.x)
-    c.write_words(out, words if inst.bits is None else _stream(c.b, words, inst.bits))
+    """Keep the bits; where a bit layout says that codes lie is remembered, and nothing is moved between words."""
+    if inst.bits is None or out not in c.single or not is_packed(inst.dtype):
+        words = c.read_words(inst.x)
+        c.write_words(out, words if inst.bits is None else _stream(c.b, words, inst.bits))
+    elif out in c.deferrable and inst.x.type.dtype.nbits == WORD:
+        bits, words = inst.bits, c.read(inst.x)
+        c.defer(out, lambda i: placed_code(c.b, _as_words(c, words), bits, i), lambda: _keep(c, out, inst, bits))
+    else:
+        _keep(c, out, inst, inst.bits)
+
+
+def _keep(c: Context, out: Tensor, inst: View, bits: BitLayout) -> None:
+    c.write_words(out, c.read_words(inst.x))
+    c.bits[out] = bits
+
+
+def _as_words(c: Context, elements: Sequence[Value]) -> Callable[[int], Value]:
+    return lambda i: c.b.convert("bitcast", elements[i], vector(c.b.lanes, "i32"))
 
 
 def _stream(b: Builder, words: list[Value], bits: BitLayout) -> list[Value]:

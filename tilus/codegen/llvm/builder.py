@@ -72,6 +72,8 @@ class Builder:
     ----------
     lanes : int
         SIMD lanes of the block.
+    features : frozenset of str
+        Features of the CPU that may be used.
     entry, lines : list of str
         Allocas of the entry block; everything after it.
     declarations, globals_ : dict
@@ -81,6 +83,7 @@ class Builder:
     """
 
     lanes: int
+    features: frozenset[str] = frozenset()
     entry: list[str] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     declarations: dict[str, str] = field(default_factory=dict)
@@ -198,6 +201,13 @@ class Builder:
             name = f"table{len(self.globals_)}"
             self.globals_[name] = body
         return Value("ptr", "@" + name)
+
+    def hidden(self, pointer: Value) -> Value:
+        """Return an address of which LLVM does not know that it is constant.
+
+        A choice between a constant and another address it would take apart, to make it anew for every access.
+        """
+        return self.call("ptr", "llvm.launder.invariant.group.p0", pointer, intrinsic=False)
 
     def label(self, name: str) -> None:
         """Begin a basic block."""

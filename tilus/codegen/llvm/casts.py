@@ -6,12 +6,16 @@ All are exact or rounded once. They work on scalars and on vectors alike: the sh
 from __future__ import annotations
 
 from tilus.codegen.llvm.builder import Builder, Value, constant, lanes_of, vector
+from tilus.codegen.llvm.tables import lookup, lookup_cost
 from tilus.codegen.llvm.types import compute, is_packed, storage
 from tilus.dtypes import DataType, Exponent
 from tilus.dtypes.codebooks import Codebook
 from tilus.dtypes.floats import Float
 from tilus.dtypes.integers import Integer
 from tilus.errors import CodegenError
+
+
+DEAREST_LOOKUP = 6.0  # instructions: about what it takes to move the fields of a float
 
 
 def _like(value: Value, element: str) -> str:
@@ -23,6 +27,8 @@ def decode(b: Builder, dtype: DataType, x: Value) -> Value:
     target = _like(x, compute(dtype))
     if dtype.is_boolean or (x.type == target and not is_packed(dtype)):
         return x
+    if compute(dtype) == "float" and _is_looked_up(b, dtype):
+        return lookup(b, dtype.decode(range(dtype.num_codes)), x)
     match dtype:
         case Integer():
             return _decode_integer(b, dtype, x, target)
@@ -36,9 +42,15 @@ def decode(b: Builder, dtype: DataType, x: Value) -> Value:
         case Exponent():
             return _decode_exponent(b, _code(b, dtype, x))
         case Codebook():
-            return _decode_table(b, dtype, _code(b, dtype, x))
+            return lookup(b, dtype.decode(range(dtype.num_codes)), _code(b, dtype, x))
         case _:
             raise CodegenError(f"no values of {dtype} on the cpu target", hint="use a bit-packed type")
+
+
+def _is_looked_up(b: Builder, dtype: DataType) -> bool:
+    """Whether the f32 that a code stands for is best taken from a table."""
+    dearest = 1.0 if dtype.is_integer else DEAREST_LOOKUP
+    return is_packed(dtype) and lookup_cost(b, dtype.nbits) <= dearest
 
 
 def _code(b: Builder, dtype: DataType, x: Value) -> Value:
@@ -63,53 +75,35 @@ def _decode_exponent(b: Builder, code: Value) -> Value:
 
 
 def _decode_float(b: Builder, dtype: Float, code: Value) -> Value:
-    """Lay the magnitude under the exponent of a wider type and multiply by one power of two: subnormals come out right.
+    """Lay the magnitude under the exponent of an f32, which spells all but subnormals, and correct those.
 
-    By way of f16 where that has the exponents: it converts its subnormals at full speed, while a multiplication of an
-    f32 subnormal takes Intel's CPUs some hundred cycles.
+    With bits m below exponent e the pattern spells 2^(e-bias) (1 + m), and if e = 0 the value is 2^(1-bias) m instead:
+    twice that less 2^(1-bias). Of the two the lesser is the value in either case. Patterns of f32 subnormals would be
+    corrected by one multiplication, but an operation on a subnormal takes Intel's CPUs some hundred cycles.
     """
-    width = dtype.exponent_bits + dtype.mantissa_bits
-    sign = b.op("shl", b.op("lshr", code, width), 31)
+    width, m = dtype.exponent_bits + dtype.mantissa_bits, dtype.mantissa_bits
+    sign = b.op("and", b.op("shl", code, 31 - width), 1 << 31)
     magnitude = b.op("and", code, (1 << width) - 1)
-    value = _by_way_of_half(b, dtype, code, magnitude)
-    if value is None:
-        bits = b.op("or", sign, b.op("shl", magnitude, 23 - dtype.mantissa_bits))
-        small = b.convert("bitcast", bits, _like(code, "float"))
-        value = b.op("fmul", small, 2.0 ** (127 - dtype.bias))
-    if dtype.nan_code is None:
-        return value
-    if dtype.has_inf:
-        first_special = dtype.max_code + 1
-        infinity = b.compare("icmp eq", magnitude, first_special)
-        special = b.op("or", sign, b.select(infinity, constant(code.type, 0x7F800000), 0x7FC00000))
-        reached = b.compare("icmp uge", magnitude, first_special)
-    else:
-        special = b.op("or", sign, 0x7FC00000)
-        reached = b.compare("icmp eq", magnitude, (1 << width) - 1)
-    return b.select(reached, b.convert("bitcast", special, value.type), value)
+    bits = b.op("add", b.op("shl", magnitude, 23 - m), (127 - dtype.bias) << 23)
+    normal = b.convert("bitcast", bits, _like(code, "float"))
+    least = 2.0 ** (1 - dtype.bias)
+    subnormal = b.call(normal.type, "fma", normal, constant(normal.type, 2.0), constant(normal.type, -least))
+    size = b.select(b.compare("fcmp olt", normal, subnormal), normal, subnormal)
+    result = b.op("or", b.convert("bitcast", size, code.type), sign)
+    if dtype.nan_code is not None:
+        result = _with_specials(b, dtype, magnitude, sign, result)
+    return b.convert("bitcast", result, normal.type)
 
 
-def _by_way_of_half(b: Builder, dtype: Float, code: Value, magnitude: Value) -> Value | None:
-    """Return the values of finite codes; None for a type that f16 cannot spell."""
-    if dtype.exponent_bits > (5 if dtype.has_inf else 4) or dtype.mantissa_bits > 10:
-        return None
-    width = dtype.exponent_bits + dtype.mantissa_bits
-    # What lies above the sign is cut off.
-    bits = b.op("or", b.op("shl", magnitude, 10 - dtype.mantissa_bits), b.op("shl", b.op("lshr", code, width), 15))
-    half = b.convert("bitcast", b.convert("trunc", bits, _like(code, "i16")), _like(code, "half"))
-    return b.op("fmul", b.convert("fpext", half, _like(code, "float")), 2.0 ** (15 - dtype.bias))
-
-
-def _decode_table(b: Builder, dtype: Codebook, code: Value) -> Value:
-    """Choose among the values of a table by the bits of the code, one select per pair: log2 levels."""
-    values = [constant(_like(code, "float"), float(v)) for v in dtype.decode(range(2**dtype.nbits))]
-    for bit in range(dtype.nbits):
-        test = b.compare("icmp ne", b.op("and", code, 1 << bit), 0)
-        values = [
-            high if low == high else b.select(test, high, low)
-            for low, high in zip(values[::2], values[1::2], strict=True)
-        ]
-    return values[0]
+def _with_specials(b: Builder, dtype: Float, magnitude: Value, sign: Value, finite: Value) -> Value:
+    """Return the bits of an f32 with those of NaN, and infinity, where a code stands for them."""
+    if not dtype.has_inf:
+        top = (1 << (dtype.exponent_bits + dtype.mantissa_bits)) - 1
+        return b.select(b.compare("icmp eq", magnitude, top), b.op("or", sign, 0x7FC00000), finite)
+    first = dtype.max_code + 1
+    infinity = b.compare("icmp eq", magnitude, first)
+    special = b.op("or", sign, b.select(infinity, constant(sign.type, 0x7F800000), 0x7FC00000))
+    return b.select(b.compare("icmp uge", magnitude, first), special, finite)
 
 
 def encode(b: Builder, dtype: DataType, x: Value) -> Value:
@@ -173,6 +167,8 @@ def cast(b: Builder, src: DataType, dst: DataType, x: Value) -> Value:
     """Convert a stored element of `src` to a stored element of `dst` with the meaning of the `cast` instruction."""
     if src == dst:
         return x
+    if src.is_integer and compute(dst) == "float" and _is_looked_up(b, src):
+        return encode(b, dst, lookup(b, src.decode(range(src.num_codes)), x))
     value = decode(b, src, x)
     if dst.is_boolean:
         return b.compare("fcmp une" if src.is_float or src.is_codebook else "icmp ne", value, 0)

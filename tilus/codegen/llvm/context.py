@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from tilus.codegen.llvm import casts
@@ -15,11 +16,30 @@ from tilus.errors import CodegenError
 from tilus.ir.expr import Tensor, Var
 from tilus.ir.instructions import AllocShared, GlobalView
 from tilus.ir.types import RegisterType
-from tilus.layouts import RegisterLayout
+from tilus.layouts import BitLayout, RegisterLayout
 
 # Vectors of a tile up to which its instructions are unrolled: more than any CPU's 32 registers, because a tile of codes
 # or weights is consumed while it is made.
 LARGEST = 48
+
+
+@dataclass(slots=True)
+class Deferred:
+    """A tile that is made where it is used (see `deferral`).
+
+    Attributes
+    ----------
+    element : callable
+        Makes the element of a local number, as it is stored. Each is made once.
+    now : callable
+        Makes all of them, for those who cannot ask for one by a constant number.
+    at : callable, optional
+        Loads the element that lane 0 has at an index, which need not be constant, if the tile lies in memory.
+    """
+
+    element: Callable[[int], Value]
+    now: Callable[[], None]
+    at: Callable[[Sequence[Value]], Value] | None = None
 
 
 @dataclass(slots=True)
@@ -43,6 +63,12 @@ class Context:
         Labels of the enclosing loops: (continue, break).
     parts : dict
         Tensors whose lanes hold parts of a sum, with the butterfly that adds them up (see `partial`).
+    deferrable, deferred : frozenset, dict
+        Tiles that may be made where they are used, and those of them that are not made yet (see `deferral`).
+    single : frozenset
+        Tiles with one definition.
+    bits : dict
+        Where the codes of a tile lie in its words, if not in a stream.
     """
 
     b: Builder
@@ -55,10 +81,30 @@ class Context:
     loops: list[tuple[str, str]] = field(default_factory=list)
     block_ids: list[Value] = field(default_factory=list)
     parts: dict[Tensor, tuple[int, ...]] = field(default_factory=dict)
+    deferrable: frozenset[Tensor] = frozenset()
+    deferred: dict[Tensor, Deferred] = field(default_factory=dict)
+    single: frozenset[Tensor] = frozenset()
+    bits: dict[Tensor, BitLayout] = field(default_factory=dict)
 
     def lanes(self, dtype: DataType) -> str:
         """Return the vector type of stored elements."""
         return vector(self.b.lanes, storage(dtype))
+
+    def defer(
+        self,
+        t: Tensor,
+        element: Callable[[int], Value],
+        now: Callable[[], None],
+        at: Callable[[Sequence[Value]], Value] | None = None,
+    ) -> None:
+        """Make a tile later; see `Deferred`."""
+        self.deferred[t] = Deferred(cache(element), now, at)
+
+    def make(self, *tiles: Tensor) -> None:
+        """Make tiles that were deferred, all of their elements."""
+        for t in tiles:
+            if t in self.deferred:
+                self.deferred.pop(t).now()
 
     def array(self, t: Tensor) -> Value:
         """Return the address of a tile's vectors, one after the other.
@@ -66,6 +112,7 @@ class Context:
         LLVM makes variables of them (SROA) if every access is by a constant number. A large tile whose lanes all hold
         the same is an array of scalars.
         """
+        self.make(t)
         if t not in self.tiles:
             kind, layout = register(t)
             count = words(kind.dtype, layout.local_size) if is_packed(kind.dtype) else layout.local_size
@@ -88,6 +135,7 @@ class Context:
         """Return the address of one vector of a tile; those by constant number are made once."""
         if isinstance(number, Value):
             return self.b.gep(self.held(t), self.array(t), number)
+        self.make(t)
         if (t, number) not in self.addresses:
             self.addresses[t, number] = self.b.entry_gep(self.held(t), self.array(t), number)
         return self.addresses[t, number]
@@ -114,6 +162,16 @@ class Context:
         """Return a tile's stored elements, one vector per local element (codes, for packed types)."""
         return Elements(self, t, parts)
 
+    def element(self, t: Tensor, number: int, word: Callable[[int], Value], *, parts: bool = False) -> Value:
+        """Return one stored element; `word` gives the tile's words, should it be packed."""
+        if t in self.deferred:
+            return self.deferred[t].element(number)
+        if not is_packed(t.type.dtype):
+            return self.get(t, number, parts=parts)
+        if t in self.bits:
+            return placed_code(self.b, word, self.bits[t], number)
+        return code(self.b, word, t.type.dtype, number)
+
     def write(self, t: Tensor, elements: Sequence[Value]) -> None:
         """Redefine a tile by its stored elements."""
         dtype = t.type.dtype
@@ -121,8 +179,10 @@ class Context:
             self.put(t, number, value)
 
     def read_words(self, t: Tensor) -> list[Value]:
-        """Return a tile's bits as 32-bit words per lane."""
+        """Return a tile's bits as 32-bit words per lane, codes in a stream."""
         kind, layout = register(t)
+        if t in self.bits:
+            return pack(self.b, list(self.read(t)), kind.dtype)
         if is_packed(kind.dtype):
             return [self.load(t, i) for i in range(words(kind.dtype, layout.local_size))]
         return to_words(self.b, self.read(t), kind.dtype)
@@ -151,12 +211,7 @@ class Elements(Sequence[Value]):
         if not 0 <= number < len(self):
             raise IndexError(number)
         if number not in self._known:
-            dtype = self._t.type.dtype
-            self._known[number] = (
-                code(self._c.b, self._word, dtype, number)
-                if is_packed(dtype)
-                else self._c.get(self._t, number, parts=self._parts)
-            )
+            self._known[number] = self._c.element(self._t, number, self._word, parts=self._parts)
         return self._known[number]
 
     def _word(self, number: int) -> Value:
@@ -187,6 +242,22 @@ def code(b: Builder, word: Callable[[int], Value], dtype: DataType, number: int)
     if shift + n > 32:
         low = b.op("or", low, b.op("shl", word(first + 1), 32 - shift))
     return b.op("and", low, (1 << n) - 1) if shift + n != 32 else low
+
+
+def placed_code(b: Builder, word: Callable[[int], Value], bits: BitLayout, number: int) -> Value:
+    """Return a code from words in which a bit layout says where it lies: a shift and a mask for each run of its bits."""
+    rest, lane = divmod(number, bits.lanes)
+    slot, unit = divmod(rest, bits.units)
+    total: Value | None = None
+    for run in bits.runs(slot):
+        piece = word(unit * bits.unit_words + run.word)
+        shift = lane * bits.lane + run.position - run.bit
+        piece = b.op("lshr", piece, shift) if shift > 0 else b.op("shl", piece, -shift) if shift else piece
+        if lane * bits.lane + run.position + run.size < 32 or run.bit:
+            piece = b.op("and", piece, ((1 << run.size) - 1) << run.bit)
+        total = piece if total is None else b.op("or", total, piece)
+    assert total is not None
+    return b.op("xor", total, bits.flipped) if bits.flipped else total
 
 
 def pack(b: Builder, codes: Sequence[Value], dtype: DataType) -> list[Value]:

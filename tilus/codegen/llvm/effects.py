@@ -6,6 +6,7 @@ from tilus.codegen.llvm import casts
 from tilus.codegen.llvm.builder import Builder, Value, constant
 from tilus.codegen.llvm.context import Context, register
 from tilus.codegen.llvm.expr import condition, index, scalar
+from tilus.codegen.llvm.in_place import defer_load
 from tilus.codegen.llvm.memory import (
     copy_tile,
     global_place,
@@ -55,7 +56,9 @@ def _unmasked(s: InstStmt) -> tuple[int, ...]:
 def load_global(c: Context, s: InstStmt, out: Tensor, inst: LoadGlobal) -> None:
     """Load a tile of a view."""
     place = global_place(c, inst.view, inst.offset, inst.dims, _unmasked(s))
-    read_tile(c, place, out, inst.shape, stored(place.dtype, inst.other))
+    other = stored(place.dtype, inst.other)
+    if not defer_load(c, place, out, inst.shape, other):
+        read_tile(c, place, out, inst.shape, other)
 
 
 def stored(dtype: DataType, value: float) -> Value:
@@ -72,7 +75,9 @@ def store_global(c: Context, s: InstStmt, out: None, inst: StoreGlobal) -> None:
 def load_shared(c: Context, s: InstStmt, out: Tensor, inst: LoadShared) -> None:
     """Load a tile of a shared tensor."""
     place = shared_place(c, inst.src, inst.offset, inst.dims)
-    read_tile(c, place, out, inst.shape, stored(place.dtype, 0))
+    other = stored(place.dtype, 0)
+    if not defer_load(c, place, out, inst.shape, other):
+        read_tile(c, place, out, inst.shape, other)
 
 
 def store_shared(c: Context, s: InstStmt, out: None, inst: StoreShared) -> None:

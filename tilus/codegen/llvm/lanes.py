@@ -26,22 +26,18 @@ def sources(src: RegisterLayout, wanted: Table) -> tuple[Table, Table]:
     return np.where(stays, own, holders[..., 0]), places[index]
 
 
-def move(b: Builder, elements: Sequence[Value], lane: Table, local: Table) -> list[Value]:
-    """Return vectors whose lane l, number i is element (lane[l, i], local[l, i]): renamed, shuffled or blended."""
+def moved(b: Builder, elements: Sequence[Value], lane: Table, local: Table) -> Value:
+    """Return the vector whose lane l is element (lane[l], local[l]): a vector that is there, shuffled or blended."""
     own = np.arange(len(lane))
-    out = []
-    for i in range(lane.shape[1]):
-        registers = list(dict.fromkeys(local[:, i].tolist()))
-        result: Value | None = None
-        for r in registers:
-            here = local[:, i] == r
-            moved = elements[r]
-            if (lane[here, i] != own[here]).any():
-                moved = b.shuffle(moved, [int(s) if h else -1 for s, h in zip(lane[:, i], here, strict=True)])
-            result = moved if result is None else blend(b, here, moved, result)
-        assert result is not None
-        out.append(result)
-    return out
+    result: Value | None = None
+    for r in dict.fromkeys(local.tolist()):
+        here = local == r
+        value = elements[r]
+        if (lane[here] != own[here]).any():
+            value = b.shuffle(value, [int(s) if h else -1 for s, h in zip(lane, here, strict=True)])
+        result = value if result is None else blend(b, here, value, result)
+    assert result is not None
+    return result
 
 
 def blend(b: Builder, here: npt.NDArray[np.bool_], a: Value, other: Value) -> Value:

@@ -17,7 +17,7 @@ import numpy as np
 from tilus.codegen.llvm import casts
 from tilus.codegen.llvm.builder import Builder, Value, constant
 from tilus.codegen.llvm.context import Context, register
-from tilus.codegen.llvm.lanes import Table, move, sources
+from tilus.codegen.llvm.lanes import Table, moved, sources
 from tilus.codegen.llvm.types import is_packed
 from tilus.ir.expr import Tensor
 from tilus.layouts import RegisterLayout
@@ -88,16 +88,40 @@ def define(c: Context, out: Tensor, operands: Sequence[Operand], body: Callable[
     Where `out` holds parts of sums, operands that do are read as such.
     """
     parts = out in c.parts
+    read = [c.read(o.tensor, parts=parts) for o in operands]
+
+    def element(number: int) -> Value:
+        return body(*(moved(c.b, r, o.lane[:, number], o.local[:, number]) for r, o in zip(read, operands, strict=True)))
+
+    if out in c.deferrable and out not in c.deferred:
+        c.defer(out, element, lambda: _make(c, out, operands, element, body))
+    else:
+        _make(c, out, operands, element, body)
+
+
+def _make(
+    c: Context,
+    out: Tensor,
+    operands: Sequence[Operand],
+    element: Callable[[int], Value],
+    body: Callable[..., Value],
+) -> None:
+    """Make all elements: in a loop, where that can be, else one by one."""
     found = _loop_of(c, out, operands)
     if found is None:
-        count = register(out)[1].local_size
-        read = [move(c.b, c.read(o.tensor, parts=parts), o.lane, o.local) for o in operands]
-        c.write(out, [body(*(r[i] for r in read)) for i in range(count)])
+        numbers = range(register(out)[1].local_size)
+        if is_packed(out.type.dtype) or any(o.tensor is out for o in operands):  # all are read before any is written
+            c.write(out, [element(i) for i in numbers])
+        else:
+            for i in numbers:
+                c.put(out, i, element(i))
         return
-    numbers, maps = found
+    own, maps = found
+    parts = out in c.parts
+    c.make(*(o.tensor for o in operands))
     with counted(c.b, sizes_of(register(out)[1])) as counters:
         values = [c.get(o.tensor, m.at(c.b, counters), parts=parts) for o, m in zip(operands, maps, strict=True)]
-        c.put(out, numbers.at(c.b, counters), body(*values))
+        c.put(out, own.at(c.b, counters), body(*values))
 
 
 def _loop_of(c: Context, out: Tensor, operands: Sequence[Operand]) -> tuple[Affine, list[Affine]] | None:
@@ -146,6 +170,7 @@ def fold_in_loops(
     own = affine(np.arange(len(members)), sizes)
     if not c.in_memory(x) or numbers is None or own is None or is_packed(out.type.dtype) or out is x:
         return False
+    c.make(x)
 
     def value(counters: Sequence[Value], turn: Value, chain: int) -> Value:
         number = numbers.at(b, [*counters, turn, constant("i64", chain)])

@@ -8,9 +8,10 @@ that tests every element. Both ways meet before the vectors are formed, so that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from typing import TypeAlias
 
 from tilus.codegen.llvm.builder import Builder, Value, constant, vector
@@ -142,7 +143,7 @@ def _at(b: Builder, place: Place, tile_index: Sequence[Value]) -> list[Value]:
     return full
 
 
-def _inside(b: Builder, place: Place, low: Sequence[Value], last: Sequence[Value]) -> Value:
+def inside(b: Builder, place: Place, low: Sequence[Value], last: Sequence[Value]) -> Value:
     """Test that indices from `low` to `last` lie inside in every dimension that is not proved."""
     result = constant("i1", True)
     for d, extent in enumerate(place.extents):
@@ -200,7 +201,7 @@ def to_memory(b: Builder, dtype: DataType, x: Value) -> Value:
     return b.convert("zext", x, x.type.replace("i1", "i8")) if dtype.is_boolean else x
 
 
-def _dense_strides(place: Place, shape: Sequence[int]) -> list[int]:
+def dense_strides(place: Place, shape: Sequence[int]) -> list[int]:
     """Return strides of the dense copy; the dimension that is contiguous in memory stays so."""
     order = sorted(range(len(shape)), key=lambda i: place.strides is not None and place.strides[place.dims[i]] == 1)
     strides, step = [0] * len(shape), 1
@@ -209,26 +210,98 @@ def _dense_strides(place: Place, shape: Sequence[int]) -> list[int]:
     return strides
 
 
-def _copy_in(c: Context, place: Place, shape: Sequence[int], copy: Value, strides: Sequence[int], other: Value) -> None:
+def run_of(place: Place, shape: Sequence[int]) -> int | None:
+    """Return the dimension of a tile along which neighbours are neighbours in memory; None if there is none."""
+    if not place.direct or place.dtype.is_boolean:
+        return None
+    assert place.strides is not None
+    runs = [i for i, d in enumerate(place.dims) if place.strides[d] == 1 and shape[i] > 1]
+    return runs[0] if len(runs) == 1 else None
+
+
+@contextmanager
+def _row_ends(
+    c: Context, place: Place, shape: Sequence[int], copy: Value, strides: Sequence[int], run: int
+) -> Iterator[tuple[Value, Value, Value, Value]]:
+    """Loop over the rows of a tile: (row of the copy, its part that lies inside, the same in memory, bytes of it)."""
+    b, element, d = c.b, memory_type(place.dtype), place.dims[run]
+    zero, extent = constant("i64", 0), constant("i64", shape[run])
+    first, end = zero, extent
+    if d not in place.proved:
+        first = b.call("i64", "smax", b.op("sub", zero, place.offset[d]), zero)
+        end = b.call("i64", "smin", b.op("sub", place.extents[d], place.offset[d]), extent)
+    count = b.call("i64", "smax", b.op("sub", end, first), zero)
+    with nest(b, [1 if i == run else n for i, n in enumerate(shape)], rare=True) as index:
+        at = _at(b, place, index)
+        there = inside(b, replace(place, proved=place.proved | {d}), at, at)
+        row = b.gep(element, copy, linear(b, index, strides))
+        memory = b.gep(element, b.gep(element, place.pointer, place.address(at)), first)
+        size = b.select(there, b.op("mul", count, place.dtype.nbits // 8), 0)
+        yield row, b.gep(element, row, first), memory, size
+
+
+def _intrinsic(b: Builder, name: str, target: Value, source: Value, size: Value) -> None:
+    """Call `llvm.memcpy` or `llvm.memset`."""
+    suffix = "p0.p0.i64" if source.type == "ptr" else "p0.i64"
+    b.declare("void", f"llvm.{name}.{suffix}", ["ptr", source.type, "i64", "i1"])
+    b.line(f"call void @llvm.{name}.{suffix}({target}, {source}, {size}, i1 false)")
+
+
+def copy_in(c: Context, place: Place, shape: Sequence[int], copy: Value, strides: Sequence[int], other: Value) -> None:
+    """Fill a dense copy of a tile; elements outside are `other`."""
     b, dtype = c.b, place.dtype
-    element = memory_type(dtype)
+    element, run = memory_type(dtype), run_of(place, shape)
+    if run is not None and other == constant(other.type, 0):
+        width = constant("i64", shape[run] * dtype.nbits // 8)
+        with _row_ends(c, place, shape, copy, strides, run) as (row, target, source, size):
+            _intrinsic(b, "memset", row, Value("i8", "0"), width)
+            _intrinsic(b, "memcpy", target, source, size)
+        return
     with nest(b, shape, rare=place.direct) as i:
         at = _at(b, place, i)
         slot = b.gep(element, copy, linear(b, i, strides))
         b.store(to_memory(b, dtype, other), slot)
-        with b.when(_inside(b, place, at, at)):
+        with b.when(inside(b, place, at, at)):
             b.store(to_memory(b, dtype, load_element(b, dtype, place.pointer, place.address(at))), slot)
 
 
-def _copy_out(c: Context, place: Place, shape: Sequence[int], copy: Value, strides: Sequence[int]) -> None:
+def copy_out(c: Context, place: Place, shape: Sequence[int], copy: Value, strides: Sequence[int]) -> None:
+    """Store the elements of a dense copy that lie inside."""
     b, dtype = c.b, place.dtype
+    run = run_of(place, shape)
+    if run is not None:
+        with _row_ends(c, place, shape, copy, strides, run) as (_, source, target, size):
+            _intrinsic(b, "memcpy", target, source, size)
+        return
     with nest(b, shape, rare=place.direct) as i:
         at = _at(b, place, i)
-        with b.when(_inside(b, place, at, at)):
+        with b.when(inside(b, place, at, at)):
             value = from_memory(
                 b, dtype, b.load(memory_type(dtype), b.gep(memory_type(dtype), copy, linear(b, i, strides)))
             )
             store_element(b, dtype, place.pointer, place.address(at), value)
+
+
+def settle(b: Builder, whole: Value, values: Sequence[Value], otherwise: Callable[[], Sequence[Value]]) -> list[Value]:
+    """Return values if a condition holds, else those that `otherwise` makes; nothing is written for what is known."""
+    if whole.name == "true":
+        return list(values)
+    name = b.fresh("tile")
+    slots = [b.alloca(v.type, "settled") for v in values]
+    for slot, value in zip(slots, values, strict=True):
+        b.store(value, slot)
+    b.branch_if(whole, f"{name}.ready", f"{name}.edge")
+    b.label(f"{name}.edge")
+    for slot, value in zip(slots, otherwise(), strict=True):
+        b.store(value, slot)
+    b.branch(f"{name}.ready")
+    b.label(f"{name}.ready")
+    return [b.load(v.type, slot) for v, slot in zip(values, slots, strict=True)]
+
+
+def as_value(stride: Stride) -> Value:
+    """Return a stride as an i64."""
+    return stride if isinstance(stride, Value) else constant("i64", stride)
 
 
 def _meeting(
@@ -239,15 +312,12 @@ def _meeting(
     `before(copy, strides)` fills the copy where it is used for reading.
     """
     b, element = c.b, memory_type(place.dtype)
-    dense = _dense_strides(place, shape)
-    size = 1
-    for n in shape:
-        size *= n
+    dense = dense_strides(place, shape)
     last = [
         b.op("add", o, shape[place.dims.index(d)] - 1) if d in place.dims else o for d, o in enumerate(place.offset)
     ]
-    whole = _inside(b, place, place.offset, last) if place.direct else constant("i1", False)
-    copy = b.alloca(f"[{size} x {element}]", "dense", 64)
+    whole = inside(b, place, place.offset, last) if place.direct else constant("i1", False)
+    copy = b.alloca(f"[{prod(shape)} x {element}]", "dense", 64)
     if whole.name == "false":
         before(copy, dense)
         return copy, list(dense), whole, copy, dense
@@ -256,40 +326,44 @@ def _meeting(
     own = [place.strides[d] for d in place.dims]
     if whole.name == "true":
         return origin, own, whole, copy, dense
-    name = b.fresh("tile")
-    slot = b.alloca("ptr", "origin")
-    slots = [b.alloca("i64", "stride") for _ in own]
-    b.store(origin, slot)
-    for s, stride in zip(slots, own, strict=True):
-        b.store(stride if isinstance(stride, Value) else constant("i64", stride), s)
-    b.branch_if(whole, f"{name}.ready", f"{name}.edge")
-    b.label(f"{name}.edge")
-    before(copy, dense)
-    b.store(copy, slot)
-    for s, step in zip(slots, dense, strict=True):
-        b.store(constant("i64", step), s)
-    b.branch(f"{name}.ready")
-    b.label(f"{name}.ready")
-    merged = [1 if stride == 1 == step else b.load("i64", s) for stride, step, s in zip(own, dense, slots, strict=True)]
-    return b.load("ptr", slot), merged, whole, copy, dense
+
+    def fill() -> list[Value]:
+        before(copy, dense)
+        return [copy, *map(as_value, dense)]
+
+    pointer, *settled = settle(b, whole, [origin, *map(as_value, own)], fill)
+    merged = [1 if stride == 1 == step else s for stride, step, s in zip(own, dense, settled, strict=True)]
+    return pointer, merged, whole, copy, dense
 
 
-def read_tile(c: Context, place: Place, out: Tensor, shape: Sequence[int], other: Value) -> None:
+def read_tile(
+    c: Context, place: Place, out: Tensor, shape: Sequence[int], other: Value, *, defer: bool = True
+) -> None:
     """Load a tile into a register tensor; elements outside are `other`."""
     _, layout = register(out)
 
     def fill(copy: Value, strides: Sequence[int]) -> None:
-        _copy_in(c, place, shape, copy, strides, other)
+        copy_in(c, place, shape, copy, strides, other)
 
     pointer, strides, *_ = _meeting(c, place, shape, fill)
-    element, table = memory_type(place.dtype), index_table(layout)
-    if not c.in_memory(out):
-        elements = gather(c.b, element, pointer, strides, table)
-        c.write(out, [from_memory(c.b, place.dtype, e) for e in elements])
-        return
-    with _registers(c, out, element, pointer, strides) as (number, base):
-        (e,) = gather(c.b, element, base, strides, table[:, :1])
-        c.put(out, number, from_memory(c.b, place.dtype, e))
+    kind, table = memory_type(place.dtype), index_table(layout)
+
+    def element(number: int) -> Value:
+        (value,) = gather(c.b, kind, pointer, strides, table[:, number : number + 1])
+        return from_memory(c.b, place.dtype, value)
+
+    def now() -> None:
+        if not c.in_memory(out):
+            c.write(out, [from_memory(c.b, place.dtype, e) for e in gather(c.b, kind, pointer, strides, table)])
+            return
+        with _registers(c, out, kind, pointer, strides) as (number, base):
+            (e,) = gather(c.b, kind, base, strides, table[:, :1])
+            c.put(out, number, from_memory(c.b, place.dtype, e))
+
+    if defer and out in c.deferrable:
+        c.defer(out, element, now)
+    else:
+        now()
 
 
 def write_tile(c: Context, place: Place, tile: Tensor) -> None:
@@ -299,15 +373,15 @@ def write_tile(c: Context, place: Place, tile: Tensor) -> None:
     _write_registers(c, tile, pointer, strides)
     if whole.name != "true":
         with c.b.when(c.b.op("xor", whole, True)):
-            _copy_out(c, place, kind.shape, copy, dense)
+            copy_out(c, place, kind.shape, copy, dense)
 
 
 def _write_registers(c: Context, tile: Tensor, pointer: Value, strides: Sequence[Stride]) -> None:
     """Store the vectors of a tile at `pointer`, all of which is there."""
     kind, layout = register(tile)
     element, table = memory_type(kind.dtype), index_table(layout)
-    if not c.in_memory(tile):
-        scatter(c.b, element, pointer, strides, table, [to_memory(c.b, kind.dtype, e) for e in c.read(tile)])
+    if tile in c.deferred or not c.in_memory(tile):
+        scatter(c.b, element, pointer, strides, table, (to_memory(c.b, kind.dtype, e) for e in c.read(tile)))
         return
     with _registers(c, tile, element, pointer, strides) as (number, base):
         value = to_memory(c.b, kind.dtype, c.get(tile, number))
@@ -332,12 +406,12 @@ def _registers(
 def tile_loop(c: Context, place: Place, tile: Tensor, visit: Callable[[Value, Value], None]) -> None:
     """Call `visit(element number, stored element)` in a loop over the elements of a tile that lie inside."""
     kind, _ = register(tile)
-    b, element, dense = c.b, memory_type(place.dtype), _dense_strides(place, kind.shape)
+    b, element, dense = c.b, memory_type(place.dtype), dense_strides(place, kind.shape)
     copy = b.alloca(f"[{kind.numel} x {element}]", "dense", 64)
     _write_registers(c, tile, copy, list(dense))
     with nest(b, kind.shape) as i:
         at = _at(b, place, i)
-        with b.when(_inside(b, place, at, at)):
+        with b.when(inside(b, place, at, at)):
             visit(place.address(at), b.load(element, b.gep(element, copy, linear(b, i, dense))))
 
 
@@ -348,7 +422,7 @@ def copy_tile(c: Context, source: Place, target: Place, shape: Sequence[int]) ->
         at, to = _at(b, source, i), _at(b, target, i)
         value = b.alloca(storage(dtype), "element")
         b.store(constant(storage(dtype), 0), value)
-        with b.when(_inside(b, source, at, at)):
+        with b.when(inside(b, source, at, at)):
             b.store(load_element(b, dtype, source.pointer, source.address(at)), value)
         store_element(b, dtype, target.pointer, target.address(to), b.load(storage(dtype), value))
 
@@ -400,7 +474,7 @@ def gather(b: Builder, element: str, pointer: Value, strides: Sequence[Stride], 
 
 
 def scatter(
-    b: Builder, element: str, pointer: Value, strides: Sequence[Stride], table: Table, elements: Sequence[Value]
+    b: Builder, element: str, pointer: Value, strides: Sequence[Stride], table: Table, elements: Iterable[Value]
 ) -> None:
     """Store one vector for every local; replicas are stored once."""
     address = _Addresses(b, element, pointer, strides)

@@ -24,9 +24,9 @@ from tilus.ir.instructions import Dot
 from tilus.layouts import index_table
 
 UNROLLED = 512  # multiply-adds
-# Vectors of a result that a loop over k keeps: of the 32 registers of AVX-512 and NEON, of the 16 of AVX2.
-REGISTERS = {8: 12}
-MOST_REGISTERS = 24
+# Vector registers by lanes: AVX2 and SSE have 16, AVX-512 has 32. NEON has 32 too, but is not told from SSE here.
+REGISTERS = {16: 32}
+FEWEST_REGISTERS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,22 +92,37 @@ def _check_pairs(a: Table, b: Table, at: Table, pairs: Sequence[tuple[int, int]]
 
 def _unrolled(c: Context, p: Product, pairs: Sequence[Sequence[tuple[int, int]]]) -> None:
     acc = p.out.type.dtype
-    a, b = ([_as_accumulator(c, t, acc, e) for e in c.read(t)] for t in (p.inst.a, p.inst.b))
+    a, b = (_Converted(c, t, acc) for t in (p.inst.a, p.inst.b))
     start = compute_values(c, p.inst.c, parts=p.out in c.parts)
-    results = []
-    for begin, found in zip(start, pairs, strict=True):
-        total = constant(begin.type, 0) if p.steps else begin
-        for i, j in found:
-            total = _multiply_add(c, a[i], b[j], total)
-        results.append(_finished(c, p, total, begin))
-    c.write(p.out, results)
+    totals = [constant(begin.type, 0) if p.steps else begin for begin in start]
+    # One k after the other: operands that are made where they are used live no longer than that.
+    for step in range(max(map(len, pairs))):
+        for number, found in enumerate(pairs):
+            if step < len(found):
+                i, j = found[step]
+                totals[number] = _multiply_add(c, a[i], b[j], totals[number])
+    c.write(p.out, [_finished(c, p, total, begin) for total, begin in zip(totals, start, strict=True)])
 
 
-def _finished(c: Context, p: Product, total: Value, begin: Value) -> Value:
+class _Converted:
+    """The elements of an operand in the compute type of the accumulator, each converted when it is first asked for."""
+
+    def __init__(self, c: Context, t: Tensor, acc: DataType) -> None:
+        self._c, self._t, self._acc = c, t, acc
+        self._elements = c.read(t)
+        self._known: dict[int, Value] = {}
+
+    def __getitem__(self, number: int) -> Value:
+        if number not in self._known:
+            self._known[number] = _as_accumulator(self._c, self._t, self._acc, self._elements[number])
+        return self._known[number]
+
+
+def _finished(c: Context, p: Product, total: Value, begin: Value, *, apart: bool = False) -> Value:
     """Add up the parts of a result, and what it began with if that is not among them; return it as it is stored."""
     for step in p.steps:
         total = c.b.op(_add(total), total, butterfly(c.b, total, step))
-    if p.steps:
+    if p.steps or apart:
         total = c.b.op(_add(total), total, begin)
     return casts.encode(c.b, p.out.type.dtype, total)
 
@@ -143,6 +158,8 @@ class Block:
         Of a block.
     a, b, out : Affine
         Local numbers: by row and k, column and k, row and column.
+    index : (Affine, Affine, Affine)
+        Row, column and k that lane 0 holds.
     """
 
     extents: tuple[int, int, int]
@@ -151,6 +168,7 @@ class Block:
     a: Affine
     b: Affine
     out: Affine
+    index: tuple[Affine, Affine, Affine]
 
 
 def _block(c: Context, p: Product) -> Block | None:
@@ -163,12 +181,14 @@ def _block(c: Context, p: Product) -> Block | None:
     a = affine(np.array([[p.rows[m][k] for k in ks] for m in rows]), (len(rows), len(ks)))
     b = affine(np.array([[p.columns[n][k] for k in ks] for n in columns]), (len(columns), len(ks)))
     out = affine(np.array([[numbers[m, n] for n in columns] for m in rows]), (len(rows), len(columns)))
-    if a is None or b is None or out is None:
+    m, n, k = (affine(np.array(held), (len(held),)) for held in (rows, columns, ks))
+    if a is None or b is None or out is None or m is None or n is None or k is None:
         return None
-    most = REGISTERS.get(c.b.lanes, MOST_REGISTERS)
-    sizes = [(r, n) for r in _divisors(len(rows)) for n in _divisors(len(columns)) if r * n <= most]
-    r, n = max(sizes, key=lambda size: size[0] * size[1] / (size[0] + size[1]))
-    return Block((len(rows), len(columns), len(ks)), r, n, a, b, out)
+    # In registers are the sums, the operands of one side, and two of the other: one in use, one on its way.
+    most = REGISTERS.get(c.b.lanes, FEWEST_REGISTERS) - 2
+    sizes = [(r, n) for r in _divisors(len(rows)) for n in _divisors(len(columns)) if r * n + min(r, n) <= most]
+    high, wide = max(sizes, key=lambda size: size[0] * size[1] / (size[0] + size[1]))
+    return Block((len(rows), len(columns), len(ks)), high, wide, a, b, out, (m, n, k))
 
 
 def _divisors(n: int) -> list[int]:
@@ -178,39 +198,49 @@ def _divisors(n: int) -> list[int]:
 def _looped(c: Context, p: Product, block: Block) -> None:
     b, (rows, columns, ks) = c.b, block.extents
     parts, acc = p.out in c.parts, p.out.type.dtype
-    x, y = (_operand(c, t, acc) for t in (p.inst.a, p.inst.b))
+    m, n, depth = block.index
+    x = _operand(c, p.inst.a, acc, block.a, lambda i, k: [m.at(b, [i]), depth.at(b, [k])])
+    y = _operand(c, p.inst.b, acc, block.b, lambda j, k: [depth.at(b, [k]), n.at(b, [j])])
     corners = [(i, j) for i in range(block.rows) for j in range(block.columns)]
-    sums = [b.alloca(vector(b.lanes, compute(acc)), "sum") for _ in corners]
+    type_ = vector(b.lanes, compute(acc))
+    sums = [b.alloca(type_, "sum") for _ in corners]
+    c.make(p.inst.c)
     with counted(b, [rows // block.rows, columns // block.columns]) as (across, along):
         row, column = b.op("mul", across, block.rows), b.op("mul", along, block.columns)
-        numbers = _grid(b, block.out, row, column, block.rows, block.columns)
-        starts = [casts.decode(b, acc, c.get(p.inst.c, n, parts=parts)) for n in numbers]
-        for slot, start in zip(sums, starts, strict=True):
-            b.store(constant(start.type, 0) if p.steps else start, slot)
+        mine, others = _counts(b, row, block.rows), _counts(b, column, block.columns)
+        numbers = [block.out.at(b, [mine[i], others[j]]) for i, j in corners]
+        for slot in sums:
+            b.store(constant(type_, 0), slot)
         with counted(b, [ks]) as (k,):
-            left = [x(n) for n in _grid(b, block.a, row, k, block.rows, 1)]
-            right = [y(n) for n in _grid(b, block.b, column, k, block.columns, 1)]
+            left, right = [x(i, k) for i in mine], [y(j, k) for j in others]
             for slot, (i, j) in zip(sums, corners, strict=True):
-                b.store(_multiply_add(c, left[i], right[j], b.load(starts[0].type, slot)), slot)
-        for number, slot, start in zip(numbers, sums, starts, strict=True):
-            c.put(p.out, number, _finished(c, p, b.load(start.type, slot), start))
+                b.store(_multiply_add(c, left[i], right[j], b.load(type_, slot)), slot)
+        for number, slot in zip(numbers, sums, strict=True):
+            begin = casts.decode(b, acc, c.get(p.inst.c, number, parts=parts))
+            c.put(p.out, number, _finished(c, p, b.load(type_, slot), begin, apart=True))
 
 
-def _grid(b: Builder, numbers: Affine, first: Value, second: Value, many: int, more: int) -> list[Value]:
-    """Return local numbers for counters from `first` and `second` on."""
-    base = numbers.at(b, [first, second])
-    s, t = numbers.strides
-    return [b.op("add", base, i * s + j * t) if i * s + j * t else base for i in range(many) for j in range(more)]
+def _counts(b: Builder, first: Value, many: int) -> list[Value]:
+    """Return numbers from `first` on."""
+    return [b.op("add", first, i) if i else first for i in range(many)]
 
 
-def _operand(c: Context, t: Tensor, acc: DataType) -> Callable[[Value], Value]:
-    """Return what loads an operand's element by its local number, in the compute type of the accumulator.
+def _operand(
+    c: Context, t: Tensor, acc: DataType, numbers: Affine, index: Callable[[Value, Value], list[Value]]
+) -> Callable[[Value, Value], Value]:
+    """Return what loads an operand's element of a row of `a`, or column of `b`, and a k: in the accumulator's type.
 
-    An operand is read once for every row or column of blocks, so conversions are made beforehand.
+    For these counters `numbers` has the local number, and `index` returns the index of lane 0. An operand is read once for every row or column of blocks, so conversions are made beforehand.
     """
     b, wide, count = c.b, compute(acc), register(t)[1].local_size
-    if storage(t.type.dtype) == wide and not is_packed(t.type.dtype):
-        return lambda number: c.get(t, number)
+    kept = storage(t.type.dtype) == wide and not is_packed(t.type.dtype)
+    found = c.deferred.get(t)
+    if kept and found is not None and found.at is not None:
+        at = found.at
+        return lambda i, k: at(index(i, k))
+    c.make(t)
+    if kept:
+        return lambda i, k: c.get(t, numbers.at(b, [i, k]))
     scalars = not c.held(t).startswith("<")
     element = wide if scalars else vector(b.lanes, wide)
     copy = b.alloca(f"[{count} x {element}]", t.name, 64)
@@ -226,8 +256,8 @@ def _operand(c: Context, t: Tensor, acc: DataType) -> Callable[[Value], Value]:
         for i, stored in enumerate(c.read(t)):
             convert(i, stored)
 
-    def load(number: Value) -> Value:
-        value = b.load(element, b.gep(element, copy, number))
+    def load(i: Value, k: Value) -> Value:
+        value = b.load(element, b.gep(element, copy, numbers.at(b, [i, k])))
         return b.splat(value) if scalars else value
 
     return load

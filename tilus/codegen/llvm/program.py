@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from tilus.codegen.llvm import bits, effects, products, registers
 from tilus.codegen.llvm.builder import Builder, Value, constant
 from tilus.codegen.llvm.context import Context
 from tilus.codegen.llvm.expr import condition, scalar
+from tilus.codegen.llvm.deferral import deferred_tensors, single_definitions
 from tilus.codegen.llvm.partial import partial_tensors
 from tilus.codegen.llvm.types import storage
 from tilus.errors import CodegenError, assert_never
@@ -79,11 +80,25 @@ class LlvmSource:
     messages: tuple[str, ...]
 
 
-def emit(program: Program, target: Target) -> LlvmSource:
-    """Return LLVM IR for a program lowered for the cpu target."""
+def emit(program: Program, target: Target, features: Iterable[str] = ()) -> LlvmSource:
+    """Return LLVM IR for a program lowered for the cpu target.
+
+    Parameters
+    ----------
+    program : Program
+    target : Target
+    features : iterable of str
+        What LLVM says that the CPU has, such as `avx2`: instructions that LLVM would not find by itself are used.
+    """
     if program.num_threads is None or program.shared_bytes is None:
         raise CodegenError(f"{program.name!r} is not lowered", hint="call passes.pipeline.lower(program, target) first")
-    c = Context(Builder(program.num_threads), parts=partial_tensors(program))
+    parts = partial_tensors(program)
+    c = Context(
+        Builder(program.num_threads, frozenset(features)),
+        parts=parts,
+        deferrable=deferred_tensors(program) - parts.keys(),
+        single=single_definitions(program),
+    )
     _prologue(c, program)
     _blocks(c, program)
     return LlvmSource(_module(c, program.name), program.name, program.shared_bytes, tuple(c.messages))

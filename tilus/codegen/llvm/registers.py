@@ -67,8 +67,12 @@ def convert_layout(c: Context, out: Tensor, inst: ConvertLayout) -> None:
 
 def transpose(c: Context, out: Tensor, inst: Transpose) -> None:
     """Dimension d of the result is dimension perm[d]."""
-    table = index_table(register(out)[1])
-    _moved(c, out, inst.x, table[..., np.argsort(inst.perm)])
+    table, back = index_table(register(out)[1]), np.argsort(inst.perm).tolist()
+    found = c.deferred.get(inst.x)
+    _moved(c, out, inst.x, table[..., back])
+    if found is not None and found.at is not None and out in c.deferred:
+        at = found.at
+        c.deferred[out].at = lambda index: at([index[d] for d in back])
 
 
 def reshape(c: Context, out: Tensor, inst: Reshape) -> None:

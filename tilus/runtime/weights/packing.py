@@ -26,6 +26,7 @@ from tilus.errors import LayoutError
 from tilus.ir.parser import parse_dtype
 from tilus.ir.types import dtype_text
 from tilus.layouts import BitLayout, RegisterLayout, column_local, index_table, local, parse, parse_bits, spatial
+from tilus.layouts.bits import pattern_of, whole_unit
 from tilus.runtime.targets import host_target
 
 Device: TypeAlias = Literal["cuda", "cpu"]
@@ -162,14 +163,14 @@ def native_pack(kind: DataType, device: Device, activation: DataType = f16) -> P
 
     On a GPU a tile is 64 rows, 16 for each of four warps, and as many k as give every thread whole 16-byte vectors: 128
     for most types, which spreads what a trip of the loop costs besides unpacking over enough weights.
-    On a CPU with L lanes a tile is 4 rows of 128: lane l holds k = L i + l, and one vector load fetches a word for
-    every lane.
+    On a CPU with L lanes a tile is 4 L rows of 32: each lane has rows of its own, so nothing is ever added up over lanes.
+    Neighbours along k lie in the halves of a word, for instructions that multiply and add pairs of 16-bit integers.
     """
     if kind.name in PACKS:
         return _small_tile(PACKS[kind.name], kind, device)
     if device == "cpu":
-        lanes = host_target().lanes
-        return PackLayout(kind, local(4, 128 // lanes) * spatial(1, lanes), 1)
+        fragment = local(4, 1) * spatial(host_target().lanes, 1) * local(1, 32)
+        return PackLayout(kind, fragment, 1, _halves(kind, fragment.local_size))
     elements = 128 // gcd(128, kind.nbits)
     steps = max(elements // FRAGMENT.local_size, 8)
     fragment = local(1, steps) * spatial(WARPS, 1) * FRAGMENT
@@ -187,6 +188,14 @@ def _small_tile(pack: type[PackLayout], kind: DataType, device: Device) -> PackL
 def native_packs(kind: DataType, device: Device) -> tuple[PackLayout, ...]:
     """Return all orders that the kernels of a device are made for, one for each type of activations."""
     return tuple(dict.fromkeys(native_pack(kind, device, activation) for activation in (f16, bf16)))
+
+
+def _halves(kind: DataType, elements: int) -> BitLayout:
+    """Return the bit layout in which each 16-bit half of the words is a little-endian stream of every other code."""
+    words = whole_unit(kind.nbits, 16)
+    slots = 16 * words // kind.nbits
+    cells = [[divmod(slot * kind.nbits + bit, 16) for bit in range(kind.nbits)] for slot in range(slots)]
+    return BitLayout(kind.nbits, 16, pattern_of(cells, words, 16), elements // (2 * slots))
 
 
 def _bits(kind: DataType, activation: DataType, elements: int) -> BitLayout | None:
