@@ -16,7 +16,7 @@ def test_no_more_than_the_recipe(name, arch):
     best = best_unpacking(dtype(name), dtype("f16"))
     cost = cast_cost(dtype(name), dtype("f16"), arch)
     assert cost.issue <= best.issue + 0.04
-    assert cost.alu <= best.issue + 0.04
+    assert cost.alu <= best.alu + 0.13
     assert cost.other == 0
 
 

@@ -181,3 +181,60 @@ def test_other_programs_and_targets_are_left_alone():
     plain = parse(to_text(program).split("  c: ")[0] + "}")
     assert absorb_casts(plain, target("sm_80")) is plain
     assert not found(plain, Cast) or len(found(plain, Cast)) == 2
+
+
+FLAGGED = """  if {cond} {{
+    y = full(value=1.0, shape=({rows}, 8))
+  }}
+  y = elementwise(op="mul", args=(y, zf))
+"""
+
+
+@pytest.mark.parametrize("cond", ["block_id(0) == 0", "0 < block_id(0)"])
+def test_a_product_that_is_defined_again_keeps_its_scale(cond):
+    """What is left to multiply may not go into a scale that other values of the variable are multiplied by too."""
+    case = Case(scale=FLAGGED.format(cond=cond, rows=ROWS))
+    program = case.program()
+    after = absorb_casts(program, target("sm_80"))
+    assert [inst.form for inst in found(after, Unpack)] == ["subnormal"]
+    np.testing.assert_array_equal(case.run(after), case.run(program))
+    np.testing.assert_array_equal(case.run(lower(program, target("sm_80"))), case.run(program))
+
+
+TWICE = SUB.replace("w: register", "u: register").format("{first}") + (
+    '  w: register[{{to}}, ({{rows}}, {{k}})] = elementwise(op="sub", args=(u, {second}))\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "to", "first", "second", "form"),
+    [
+        ("u4", "bf16", "100.0_bf16", "100.0_bf16", "offset"),
+        ("u4", "bf16", "100.0_bf16", "200.0_bf16", "value"),  # 300 is more than bf16 counts to
+        ("u4", "f16", "1000.0_f16", "1000.0_f16", "subnormal"),
+        ("u4", "f16", "1000.0_f16", "1500.0_f16", "value"),
+    ],
+)
+def test_sums_that_the_type_would_round_stay_sums_of_the_type(name, to, first, second, form):
+    case = Case(
+        name,
+        to=to,
+        after=TWICE.replace("{first}", first).replace("{second}", second).replace("{{", "{").replace("}}", "}"),
+    )
+    program = case.program()
+    after = absorb_casts(program, target("sm_80"))
+    assert [inst.form for inst in found(after, Unpack)] == [form]
+    np.testing.assert_array_equal(case.run(after), case.run(program))
+
+
+def test_zero_points_that_are_no_bytes_or_are_added_stay_as_they_are():
+    added = SUB.replace('"sub"', '"add"').format("z")
+    for after in (added, SUB.format("x0")):
+        case = Case(after=after)
+        if "x0" in after:
+            case.after = (
+                "  x0: register[{to}, ({rows}, 1)] = full(value=0.25, shape=({rows}, 1))\n".replace("0.25", "0.25_f16")
+                + after
+            )
+        program = case.program()
+        assert [inst.form for inst in found(absorb_casts(program, target("sm_80")), Unpack)] == ["value"]

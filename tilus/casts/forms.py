@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tilus.dtypes import Codebook, DataType, Float, PackedTernary
+from tilus.errors import LayoutError
 
 # Largest power of two by which products may be off without leaving the range of f32 accumulators.
 _TINY = 64
@@ -185,9 +186,17 @@ def parts(source: DataType, target: DataType) -> tuple[Form, Form] | None:
 
 
 def form_named(name: str, source: DataType, target: DataType) -> Form:
-    """Return a form by its name."""
-    known: tuple[Form, ...] = (*forms(source, target), *(parts(source, target) or ()))
-    return next(form for form in known if form.name == name)
+    """Return a form by its name.
+
+    Raises
+    ------
+    LayoutError
+        If the target has no such form of the type.
+    """
+    known: dict[str, Form] = {form.name: form for form in (*forms(source, target), *(parts(source, target) or ()))}
+    if name not in known:
+        raise LayoutError(f"{target} has no form {name!r} of {source}", hint=f"known: {', '.join(known) or 'none'}")
+    return known[name]
 
 
 def _integer_forms(source: DataType, kind: Linear, target: Float) -> tuple[Form, ...]:
@@ -217,6 +226,6 @@ def _float_forms(source: Float, target: Float) -> tuple[Form, ...]:
     if source.exponent_bits == target.exponent_bits and target.has_inf and not source.has_inf:
         return ()  # finite numbers with the exponent of infinity
     scale = 2.0 ** (target.bias - source.bias)
-    factor = scale if scale > 2.0**_TINY else 1.0
+    factor = scale if scale >= 2.0**_TINY else 1.0
     position = target.mantissa_bits - source.mantissa_bits
     return (Form("exponent", source, target, 0, source.nbits - 1, (position,), unit=scale, factor=factor),)

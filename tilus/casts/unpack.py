@@ -102,6 +102,8 @@ def unpack(bits: BitLayout, form: Form, positions: tuple[int, ...] | None = None
         {p: _pieces(bits, form, slot, p) for p in form.positions} for slot in range(bits.num_slots)
     ]
     if positions is not None:
+        if len(positions) != bits.num_slots or not set(positions) <= set(form.positions):
+            raise LayoutError(f"positions {positions} are not {bits.num_slots} of {form.positions}")
         return _write(bits, form, positions, options)
     starts = {shift for slot in options for pieces in slot.values() for _, shift in pieces if shift}
     found = {_descend(options, start, bits) for start in (0, *sorted(starts))}

@@ -84,6 +84,8 @@ class BitLayout:
     cells: tuple[tuple[Cell, ...], ...] = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
+        if not 1 <= self.nbits <= 8:
+            raise LayoutError(f"codes of a bit layout have 1 to 8 bits, not {self.nbits}")
         if self.lane not in (8, 16, 32) or self.units < 1 or not 0 <= self.flipped < 1 << self.nbits:
             raise LayoutError(
                 f"lanes have 8, 16 or 32 bits and there is at least one unit, got lanes of {self.lane} bits, "
@@ -232,6 +234,8 @@ def pattern_of(cells: list[list[Cell]], words: int, lane: int) -> str:
             letters[word][position] = LETTERS[slot]
         word, position = own[-1]
         if rest and own[-1] < rest[-1]:
+            if slot >= len(ascii_lowercase):
+                raise LayoutError(f"slot {slot} has no capital letter for a top bit that lies out of order")
             letters[word][position] = LETTERS[slot].upper()
     return "|".join("".join(reversed(word)) for word in letters)
 

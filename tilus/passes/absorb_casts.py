@@ -21,7 +21,7 @@ from itertools import pairwise
 import numpy as np
 
 from tilus.casts import Form, Unpacking, best_form, fits, linear, parts, unpack, unpack_values
-from tilus.dtypes import DataType, f32
+from tilus.dtypes import DataType, Float, f32
 from tilus.ir.expr import Const, Tensor, Var
 from tilus.ir.instructions import Cast, Copy, Dot, Elementwise, Full, Instruction, Slice, Unpack, View, result_type
 from tilus.ir.node import Node, rewrite
@@ -60,9 +60,11 @@ class _Codes:
 
 @dataclass(frozen=True, slots=True)
 class _Weights:
-    """Codes with a number added, and tiles of one column subtracted."""
+    """Codes with a number added, and tiles of one column subtracted; all values lie in [least, most]."""
 
     codes: _Codes
+    least: float
+    most: float
     offset: float = 0.0
     columns: tuple[Tensor, ...] = ()
 
@@ -110,7 +112,7 @@ class _Absorber:
         match stmt:
             case InstStmt(inst=Cast(x=codes, dtype=dtype)):
                 found = self.codes(codes, dtype)
-                return None if found is None else _Weights(found)
+                return None if found is None else _Weights(found, *_range(_view(found).dtype))
             case InstStmt(inst=Copy(x=y)):
                 return self.weights(y)
             case InstStmt(inst=Slice(x=y) as part_of):
@@ -124,16 +126,21 @@ class _Absorber:
                 return None
 
     def shifted(self, weights: _Weights, sign: int, other: Node) -> _Weights | None:
-        """Return weights with something added that keeps them whole numbers, so that the order of sums is no matter."""
-        source = _view(weights.codes).dtype
-        if linear(source) is None or source.nbits > 8:
+        """Return weights with something added, if they stay whole numbers that their type holds: nothing is rounded."""
+        if linear(_view(weights.codes).dtype) is None:
             return None
-        if isinstance(other, Const) and float(other.value).is_integer() and abs(other.value) <= 128:
-            return replace(weights, offset=weights.offset + sign * float(other.value))
+        if isinstance(other, Const) and float(other.value).is_integer():
+            step = sign * float(other.value)
+            moved = replace(weights, offset=weights.offset + step, least=weights.least + step, most=weights.most + step)
+            return moved if _is_exact(moved) else None
         if isinstance(other, Tensor) and sign < 0 and register_type(other).shape == (_rows(weights.codes), 1):
             made = self.made.get(other)
-            narrow = isinstance(made, InstStmt) and isinstance(made.inst, Cast) and _is_byte(made.inst.x)
-            return replace(weights, columns=(*weights.columns, other)) if narrow else None
+            if made is None or not isinstance(made.inst, Cast) or not _is_byte(made.inst.x):
+                return None
+            least, most = _range(register_type(made.inst.x).dtype)
+            columns = (*weights.columns, other)
+            moved = replace(weights, columns=columns, least=weights.least - most, most=weights.most - least)
+            return moved if _is_exact(moved) else None
         return None
 
     def codes(self, x: Tensor, dtype: DataType) -> _Codes | None:
@@ -199,7 +206,7 @@ class _Absorber:
         assert total is not None
         for constant, rows in sums:
             total = _plus(lines, total, constant, rows, weights.columns, scale)
-        if self.is_zero(inst.c) and stmt.out in self.scalings:
+        if self.is_zero(inst.c) and stmt.out in self.made and stmt.out in self.scalings:
             assert isinstance(stmt.out, Tensor)
             self.scaled[stmt.out] = scale
         else:
@@ -423,6 +430,17 @@ def _view(codes: _Codes) -> View:
 
 def _rows(codes: _Codes) -> int:
     return int(_view(codes).layout.shape[0])
+
+
+def _range(dtype: DataType) -> tuple[float, float]:
+    return float(dtype.min_value), float(dtype.max_value)
+
+
+def _is_exact(weights: _Weights) -> bool:
+    """Whether the type of the weights holds every whole number between the least and the most."""
+    dtype = weights.codes.dtype
+    assert isinstance(dtype, Float)
+    return max(-weights.least, weights.most) <= float(2 << dtype.mantissa_bits)
 
 
 def _is_byte(x: Tensor) -> bool:
