@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from tests.ir.strategies import FIRST_OUTPUT
 from tilus import vm
 from tilus.ir.program import Program
 from tilus.ir.target import Target
+from tilus.runtime.arguments import Buffer, check_argument
 from tilus.runtime.compiled import CompiledKernel
+from tilus.runtime.launch_cuda import device_target
 
 
 def examples(share: float) -> settings:
@@ -32,6 +35,33 @@ def on_cpu(program: Program, target: Target, args: Sequence[Any]) -> list[Any]:
     copies = copies_of(args)
     CompiledKernel(program, target).launch(*copies)
     return copies
+
+
+def on_device(program: Program, args: Sequence[Any]) -> list[Any]:
+    """Run compiled for the first GPU; return the arguments afterwards. Needs CuPy and a device, but no torch."""
+    import cupy
+
+    kernel = CompiledKernel(program, device_target("cuda:0"))
+    values = [check_argument(p.var.name, p.var.type, a) for p, a in zip(program.params, args, strict=True)]
+    held: list[Any] = []
+    for i, (value, arg) in enumerate(zip(values, args, strict=True)):
+        if isinstance(value, Buffer):
+            # Elements of less than a byte are stored by whole words, of which a buffer on a GPU always has all.
+            there = cupy.asarray(np.resize(raw(arg), -(-arg.nbytes // 4) * 4) if arg.nbytes else np.zeros(4, np.uint8))
+            held.append(there)
+            values[i] = replace(value, address=there.data.ptr, device="cuda:0")
+    kernel.run(values, args)
+    cupy.cuda.runtime.deviceSynchronize()
+    found = copies_of(args)
+    for array, there in zip((a for a in found if isinstance(a, np.ndarray)), held, strict=True):
+        raw(array)[:] = there.get()[: array.nbytes]
+    return found
+
+
+def raw(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the bytes of a contiguous array, sharing memory."""
+    assert array.flags.c_contiguous
+    return array.reshape(-1).view(np.uint8)
 
 
 def copies_of(args: Sequence[Any]) -> list[Any]:

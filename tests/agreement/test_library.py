@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.agreement.machines import on_cpu, on_vm
+from tests.agreement.machines import on_cpu, on_device, on_vm
 from tests.kernels.pairwise import pairwise
 from tests.tolerance import numpy_type
 from tilus.dtypes import DataType, dtype
@@ -46,15 +46,18 @@ def compare(program: Program, args: list[Any], *, where: str) -> None:
     last = [a for a in wanted if isinstance(a, np.ndarray)][-1]
     assert np.isfinite(last.astype(np.float64)).all()
     assert last.any()
-    found = (
-        on_cpu(program, find_target("cpu"), args)
-        if where == "compiled"
-        else on_vm(lower(program, find_target(where)), args)
-    )
+    match where:
+        case "compiled":
+            found = on_cpu(program, find_target("cpu"), args)
+        case "device":
+            found = on_device(program, args)
+        case _:
+            found = on_vm(lower(program, find_target(where)), args)
     np.testing.assert_array_equal(bits(found), bits(wanted))
 
 
-EVERYWHERE = pytest.mark.parametrize("where", [*LOWERED, "compiled"])
+DEVICE = pytest.param("device", marks=pytest.mark.gpu)
+EVERYWHERE = pytest.mark.parametrize("where", [*LOWERED, "compiled", DEVICE])
 
 
 @EVERYWHERE
@@ -116,7 +119,7 @@ CASES = pairwise(
 def quantized(case: dict[str, Any]) -> tuple[Program, list[Any]]:
     """Return the program of a case and arguments with scales that are powers of two."""
     kind, activation, (n, k), m = dtype(case["name"]), dtype(case["activation"]), case["shape"], case["m"]
-    device = "cuda" if case["where"].startswith("sm_") else "cpu"
+    device = "cpu" if case["where"] in ("cpu", "compiled") else "cuda"
     rng = np.random.default_rng([n, k])
     values = rng.normal(size=(n, k)) + rng.normal(size=(n, 1))
     options = {"zero_point": case["zero_point"]} if kind.is_integer else {}
@@ -148,6 +151,26 @@ def quantized(case: dict[str, Any]) -> tuple[Program, list[Any]]:
 def test_quantized_matmul(case: dict[str, Any]) -> None:
     program, args = quantized(case)
     compare(program, args, where=case["where"])
+
+
+ON_DEVICE = pairwise(
+    {
+        "name": EXACT,
+        "zero_point": (False, True),
+        "m": (1, 16, 33, 70),
+        "group": (32, 64, -1),
+        "shape": ((70, 300), (17, 133), (256, 512)),
+        "activation": KINDS,
+        "bias": (False, True),
+    },
+    lambda case: not case.get("zero_point") or case.get("name", "u1")[0] in "ui",
+)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", ON_DEVICE, ids=lambda c: "-".join(str(v) for v in c.values()).replace(", ", "x"))
+def test_quantized_matmul_on_a_device(case: dict[str, Any]) -> None:
+    compare(*quantized(case | {"where": "device"}), where="device")
 
 
 def test_every_type_is_compared_everywhere() -> None:
