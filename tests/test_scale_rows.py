@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import tilus
+from tests.agreement.machines import on_device
 from tilus import f16, f32, i32
 
 
@@ -39,6 +40,28 @@ def test_torch(m, n):
     y = torch.full((m, n), torch.nan, dtype=torch.float16)
     scale_rows(torch.from_numpy(x), torch.from_numpy(s), y, m, n, BN=256)
     np.testing.assert_array_equal(y.numpy(), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.version.cuda is None, reason="this torch is built without CUDA")
+@pytest.mark.parametrize("options", [{}, {"BN": 256}, {"BN": 64}], ids=str)
+@pytest.mark.parametrize(("m", "n"), [(7, 1000), (1, 512), (3, 1), (64, 513)])
+def test_on_a_device(m, n, options):
+    x, s, expected = arrays(m, n)
+    y = torch.full((m, n), torch.nan, dtype=torch.float16, device="cuda")
+    scale_rows(torch.from_numpy(x).cuda(), torch.from_numpy(s).cuda(), y, m, n, **options)
+    np.testing.assert_array_equal(y.cpu().numpy(), expected)
+    column = torch.full((n, m), 9.0, dtype=torch.float16, device="cuda")
+    scale_rows(torch.from_numpy(x).cuda(), torch.from_numpy(s).cuda(), column.T, m, n, **options)
+    np.testing.assert_array_equal(column.T.cpu().numpy(), expected)
+
+
+@pytest.mark.gpu
+def test_without_torch_on_a_device():
+    """Compared with the reference machine; CuPy holds the arrays."""
+    x, s, expected = arrays(7, 1000)
+    args = [x, s, np.full_like(x, np.nan), 7, 1000]
+    np.testing.assert_array_equal(on_device(scale_rows.program(), args)[2], expected)
 
 
 @pytest.mark.parametrize("target", ["cpu", "vm"])
