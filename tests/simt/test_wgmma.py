@@ -69,7 +69,7 @@ SHARED = 1024  # where shared memory of a kernel begins
 
 
 def program(n: int, kinds: str, flags: str, *, d: str = "f32", in_registers: int = 0, steps: int = 1, fence: str = "wgmma.fence.sync.aligned;",
-            wait: str = "wgmma.wait_group.sync.aligned 0;", proxy: str = "fence.proxy.async.shared::cta;", words: int = 1) -> str:  # fmt: skip
+            after_fence: str = "", wait: str = "wgmma.wait_group.sync.aligned 0;", proxy: str = "fence.proxy.async.shared::cta;", words: int = 1) -> str:  # fmt: skip
     count = n // (4 if d == "f16" else 2)
     regs = "{" + ", ".join(f"%f{i}" if d == "f32" else f"%r{60 + i}" for i in range(count)) + "}"
     names = regs.strip("{}").split(", ")
@@ -79,7 +79,7 @@ def program(n: int, kinds: str, flags: str, *, d: str = "f32", in_registers: int
     lines += ["ld.global.u64 %rd10, [%rd52]; ld.global.u64 %rd11, [%rd52+8];"]
     lines += [f"mul.wide.u32 %rd3, %r0, {4 * in_registers}; add.s64 %rd3, %rd3, %rd53;"] * bool(in_registers)
     lines += [f"ld.global.b32 %r{20 + i}, [%rd3+{4 * i}];" for i in range(in_registers)]
-    lines += ["setp.eq.u32 %p2, %r0, %r0;", fence]
+    lines += ["setp.eq.u32 %p2, %r0, %r0;", fence, after_fence]
     lines += [f"wgmma.mma_async.sync.aligned.m64n{n}{kinds} {regs}, {a}, %rd11, %p2{flags};"] * steps
     lines += [
         "wgmma.commit_group.sync.aligned;",
@@ -198,6 +198,12 @@ def test_broken_products():
         assert kind in {f.kind for f in report.findings}, (options, str(report))
         if place:
             assert line_of(text, place) in {f.line for f in report.findings}
+
+
+def test_a_register_of_an_operand_changed_after_the_fence():
+    report, _, _, text = product("f16", 8, "none", in_registers=True, after_fence="add.u32 %r22, %r22, 0;")
+    assert {f.kind for f in report.findings} == {"proxy"}
+    assert report.findings[0].line == line_of(text, "wgmma.mma_async")
 
 
 def test_negated_operands():

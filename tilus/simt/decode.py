@@ -120,7 +120,8 @@ class Context:
             good = valid[group]
             if not good.all():
                 threads = machine.numbers[group][~good]
-                machine.find("uninitialized", f"register {register.name} is read before it is set", code, threads)
+                text = f"register {register.name} is read before it is set, or while a product is under way"
+                machine.find("uninitialized", text, code, threads)
                 valid[group] = True
             return read(group)
 

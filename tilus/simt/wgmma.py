@@ -24,6 +24,7 @@ import numpy as np
 
 from tilus.simt.decode import Context, Read, decoder
 from tilus.simt.formats import FORMATS, Array, decode, encode
+from tilus.simt.loads import items
 from tilus.simt.machine import LANES, Group, Machine, Step, as_group
 from tilus.simt.mma import Kind, element_codes, element_values, multiply, parse_shape, places
 from tilus.simt.opcode import word_type
@@ -74,6 +75,7 @@ class Product:
     threads: Array  # of the warpgroup
     kind: Kind
     accumulator: tuple[str, ...]
+    registers: tuple[str, ...]  # those, and those of A
     a: Array | list[Read]  # addresses of elements, or registers
     b: Array
     scale: tuple[bool, int, int]  # whether D is added, factors of A and B
@@ -138,8 +140,8 @@ class TensorCores:
         key = int(product.threads[0]), product.accumulator
         pending = any(k == key[0] and set(names) & set(key[1]) and names != key[1] for k, names in self.sums)
         if pending:
-            self.machine.find("pending", "a product's accumulator overlaps another one under way", product.code,
-                              product.threads)  # fmt: skip
+            text = "a product's accumulator overlaps another one under way"
+            self.machine.find("pending", text, product.code, product.threads)
         self._check_fence(product)
         self._check_reads(product)
         if key not in self.sums:
@@ -150,11 +152,11 @@ class TensorCores:
             self.compute(product)
 
     def _check_fence(self, product: Product) -> None:
-        for name in product.accumulator:
+        for name in product.registers:
             dirty = self.machine.touched.get(name)
             if dirty is not None and dirty[product.threads].any():
-                self.machine.find("proxy", f"register {name} was changed since the last wgmma.fence", product.code,
-                                  product.threads)  # fmt: skip
+                text = f"register {name} was changed since the last wgmma.fence"
+                self.machine.find("proxy", text, product.code, product.threads)
                 return
 
     def _check_reads(self, product: Product) -> None:
@@ -180,8 +182,8 @@ class TensorCores:
 
     def _fault(self, kind: str, text: str, product: Product, where: Array) -> None:
         address = int(where[0])
-        self.machine.find(kind, text, product.code, product.threads, address=address,
-                          buffer=self.machine.describe("shared", address))  # fmt: skip
+        buffer = self.machine.describe("shared", address)
+        self.machine.find(kind, text, product.code, product.threads, address=address, buffer=buffer)
 
     def agent(self, product: Product) -> int:
         """Return the number of a warpgroup's tensor cores for the detector of races."""
@@ -328,10 +330,11 @@ def _product(context: Context) -> Step:
     if len(names) != kind.n // (4 if kind.d == "f16" else 2):
         raise context.error(f"{len(names)} registers do not hold the accumulator")
     machine, cores = context.machine, context.machine.units["tensor_cores"]
-    for register in out.items:
-        assert isinstance(register, Register)
+    watched = [x for x in (*out.items, *items(a)) if isinstance(x, Register) and x.type != "b64"]
+    for register in watched:
         machine.row(register, word_type(register.type))
         machine.touched.setdefault(register.name, np.zeros(machine.threads, bool))
+    watched_names = tuple(x.name for x in watched)
     context.writes.update(names)
     context.reads.update(() if isinstance(scale_d, Immediate) and not scale_d.bits else names)
     context.addresses.update(x.name for x in (a, b) if isinstance(x, Register))
@@ -353,7 +356,7 @@ def _product(context: Context) -> Step:
             return
         scale = bool(np.broadcast_to(adds(group), threads.shape)[0]), *factors
         group_number = int(cores.committed[threads[0] // LANES])
-        cores.issue(Product(threads, kind, names, places_a, places_b, scale, group_number, context.code))
+        cores.issue(Product(threads, kind, names, watched_names, places_a, places_b, scale, group_number, context.code))
 
     return _collective(context, one)
 
