@@ -195,7 +195,7 @@ def test_wrong_company():
 
 def test_altered_weights():
     w, x = weight("u4", True, 32, 21, 100), activations("f16", 6, 100)
-    wrong(r"words must be an array \[6, 1, .* of u32 or i32 .* got \[5,", x, replace(w, words=w.words[:5]))
+    wrong(r"words must be an array \[\d+, \d+, .* of u32 or i32 .* got \[0,", x, replace(w, words=w.words[:0]))
     wrong("words must be an array .* got .* of f32", x, replace(w, words=w.words.view(np.float32)))
     wrong(
         r"scales must be an array \[4, 21\] of f16 or bf16 or f32 .* got \[3, 21\]", x, replace(w, scales=w.scales[:3])

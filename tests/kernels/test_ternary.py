@@ -7,7 +7,7 @@ import tilus
 from tilus import vm
 from tilus.dtypes import dtype
 from tilus.errors import LayoutError
-from tilus.ir.target import CUDA_TARGETS, target
+from tilus.ir.target import target
 from tilus.kernels.configure import ternary_constants
 from tilus.kernels.programs import ternary_matmul
 from tilus.layouts import local, spatial
@@ -84,7 +84,7 @@ def test_products_on_a_gpu(activation, group):
         exact = x.astype(float) @ w.dequantize("f32").astype(float).T
         eps = {"f16": 2.0**-10, "bf16": 2.0**-7, "f32": 2.0**-20}[activation]
         assert np.abs(y.astype(float) - exact).max() <= eps * np.abs(exact).max()
-    for where in CUDA_TARGETS:
+    for where in ("sm_80", "sm_90a"):
         kernel = ternary_matmul.compile(target=where, multiples={"n": 16, "k": 16}, **values)
         assert kernel.resources.spills == 0
         assert "HMMA" in kernel.sass
