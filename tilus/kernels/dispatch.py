@@ -80,7 +80,8 @@ def run(x: Any, words: Any, scales: Any, zero_points: Any | None, bias: Any | No
     y = x.new_empty((m, n)) if is_torch(x) else np.empty((m, n), x.dtype)
     if m and n and k:
         any_scale = form if form.tensor_scale == 1.0 else replace(form, tensor_scale=2.0)  # one kernel for all
-        launch = _kernel(any_scale, device_kind(x), x.dtype, scales.dtype, min(m, CPU_BATCH_TILES[-1]), bias is not None)
+        batch = min(m, CPU_BATCH_TILES[-1])
+        launch = _kernel(any_scale, device_kind(x), x.dtype, scales.dtype, batch, bias is not None)
         # In place of what is not there stands any array: it is not read.
         zeros, added = words if zero_points is None else zero_points, y if bias is None else bias
         rows, sizes = x.reshape(m, k), (m, n, k, form.groups(k))

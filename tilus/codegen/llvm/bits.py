@@ -33,8 +33,8 @@ def view(c: Context, out: Tensor, inst: View) -> None:
         words = c.read_words(inst.x)
         c.write_words(out, words if inst.bits is None else _stream(c.b, words, inst.bits))
     elif out in c.deferrable and inst.x.type.dtype.nbits == WORD:
-        bits, words = inst.bits, c.read(inst.x)
-        c.defer(out, lambda i: placed_code(c.b, _as_words(c, words), bits, i), lambda: _keep(c, out, inst, bits))
+        bits, read = inst.bits, c.read(inst.x)
+        c.defer(out, lambda i: placed_code(c.b, _as_words(c, read), bits, i), lambda: _keep(c, out, inst, bits))
     else:
         _keep(c, out, inst, inst.bits)
 

@@ -14,7 +14,6 @@ from tilus.dtypes.floats import Float
 from tilus.dtypes.integers import Integer
 from tilus.errors import CodegenError
 
-
 DEAREST_LOOKUP = 6.0  # instructions: about what it takes to move the fields of a float
 
 

@@ -245,7 +245,7 @@ def code(b: Builder, word: Callable[[int], Value], dtype: DataType, number: int)
 
 
 def placed_code(b: Builder, word: Callable[[int], Value], bits: BitLayout, number: int) -> Value:
-    """Return a code from words in which a bit layout says where it lies: a shift and a mask for each run of its bits."""
+    """Return a code from the words where a bit layout put it: a shift and a mask for each run of its bits."""
     rest, lane = divmod(number, bits.lanes)
     slot, unit = divmod(rest, bits.units)
     total: Value | None = None

@@ -1,8 +1,9 @@
 """Tiles that are made where they are used, element by element.
 
-The operands of a matrix product are tiles of more vectors than a CPU has registers: made one after the other, they would
-go to the stack and back. So what only a product uses (loads, views of codes, casts, arithmetic) is not made at its own
-place: the product asks for an element when it multiplies with it. Here is decided for which tiles nobody can tell.
+The operands of a matrix product are tiles of more vectors than a CPU has registers: made one after the other, they
+would go to the stack and back. So what only a product uses (loads, views of codes, casts, arithmetic) is not made at
+its own place: the product asks for an element when it multiplies with it. Here is decided for which tiles nobody can
+tell.
 """
 
 from __future__ import annotations

@@ -16,7 +16,17 @@ import numpy as np
 from tilus.codegen.llvm.builder import Value, constant, vector
 from tilus.codegen.llvm.context import Context, register
 from tilus.codegen.llvm.lanes import Table
-from tilus.codegen.llvm.memory import Place, as_value, copy_in, dense_strides, inside, memory_type, read_tile, run_of, settle
+from tilus.codegen.llvm.memory import (
+    Place,
+    as_value,
+    copy_in,
+    dense_strides,
+    inside,
+    memory_type,
+    read_tile,
+    run_of,
+    settle,
+)
 from tilus.ir.expr import Tensor
 from tilus.layouts import index_table
 
@@ -48,7 +58,7 @@ def defer_load(c: Context, place: Place, out: Tensor, shape: Sequence[int], othe
 
 
 def _lane_steps(t: Tensor) -> Table | None:
-    """Return how the index of each lane differs from that of lane 0, (lanes, rank); None if that depends on the local."""
+    """Return how each lane's index differs from that of lane 0, (lanes, rank); None if that depends on the local."""
     table = index_table(register(t)[1])
     steps: Table = table - table[:1]
     return steps[:, 0] if (steps == steps[:, :1]).all() else None
@@ -61,9 +71,7 @@ def _along(steps: Table, run: int) -> bool:
     return bool((steps == wanted).all())
 
 
-def _reader(
-    c: Context, place: Place, shape: Sequence[int], run: int, lanes: int
-) -> Callable[[Sequence[Value]], Value]:
+def _reader(c: Context, place: Place, shape: Sequence[int], run: int, lanes: int) -> Callable[[Sequence[Value]], Value]:
     """Return what loads the element at an index of the tile, or with lanes so many from there on."""
     b, element = c.b, memory_type(place.dtype)
     rows = [i for i in range(len(shape)) if i != run]

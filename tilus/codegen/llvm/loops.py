@@ -91,7 +91,9 @@ def define(c: Context, out: Tensor, operands: Sequence[Operand], body: Callable[
     read = [c.read(o.tensor, parts=parts) for o in operands]
 
     def element(number: int) -> Value:
-        return body(*(moved(c.b, r, o.lane[:, number], o.local[:, number]) for r, o in zip(read, operands, strict=True)))
+        return body(
+            *(moved(c.b, r, o.lane[:, number], o.local[:, number]) for r, o in zip(read, operands, strict=True))
+        )
 
     if out in c.deferrable and out not in c.deferred:
         c.defer(out, element, lambda: _make(c, out, operands, element, body))

@@ -336,9 +336,7 @@ def _meeting(
     return pointer, merged, whole, copy, dense
 
 
-def read_tile(
-    c: Context, place: Place, out: Tensor, shape: Sequence[int], other: Value, *, defer: bool = True
-) -> None:
+def read_tile(c: Context, place: Place, out: Tensor, shape: Sequence[int], other: Value, *, defer: bool = True) -> None:
     """Load a tile into a register tensor; elements outside are `other`."""
     _, layout = register(out)
 

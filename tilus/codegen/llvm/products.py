@@ -230,7 +230,8 @@ def _operand(
 ) -> Callable[[Value, Value], Value]:
     """Return what loads an operand's element of a row of `a`, or column of `b`, and a k: in the accumulator's type.
 
-    For these counters `numbers` has the local number, and `index` returns the index of lane 0. An operand is read once for every row or column of blocks, so conversions are made beforehand.
+    For these counters `numbers` has the local number, and `index` returns the index of lane 0. An operand is read once
+    for every row or column of blocks, so conversions are made beforehand.
     """
     b, wide, count = c.b, compute(acc), register(t)[1].local_size
     kept = storage(t.type.dtype) == wide and not is_packed(t.type.dtype)

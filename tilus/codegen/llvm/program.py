@@ -9,8 +9,8 @@ from typing import Any
 from tilus.codegen.llvm import bits, effects, products, registers
 from tilus.codegen.llvm.builder import Builder, Value, constant
 from tilus.codegen.llvm.context import Context
-from tilus.codegen.llvm.expr import condition, scalar
 from tilus.codegen.llvm.deferral import deferred_tensors, single_definitions
+from tilus.codegen.llvm.expr import condition, scalar
 from tilus.codegen.llvm.partial import partial_tensors
 from tilus.codegen.llvm.types import storage
 from tilus.errors import CodegenError, assert_never

@@ -6,7 +6,7 @@ mask. What does not fit one register is looked up in several, and the upper bits
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tilus.codegen.llvm.builder import Builder, Value, constant, lanes_of, vector
@@ -64,13 +64,13 @@ def lookup_cost(b: Builder, bits: int) -> float:
     return parts + 2 * (parts - 1)
 
 
-def lookup(b: Builder, table: Sequence[float], code: Value) -> Value:
+def lookup(b: Builder, table: Iterable[float], code: Value) -> Value:
     """Return `table[code]`, the length of the table being a power of two.
 
     Without an instruction for it numbers are chosen by the bits of the code, one select per pair.
     """
-    bits = (len(table) - 1).bit_length()
     numbers = [float(x) for x in table]
+    bits = (len(numbers) - 1).bit_length()
     found = _permutation(b, bits) if lanes_of(code.type)[0] else None
     if found is None:
         low, values = 0, [constant(vector(lanes_of(code.type)[0], "float"), x) for x in numbers]

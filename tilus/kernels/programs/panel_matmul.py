@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from tilus.dtypes import DataType, f32, i32, u32
 from tilus.kernels.programs.quantized_matmul import decode, finish
-from tilus.layouts import RegisterLayout
 from tilus.lang import (
     alloc_shared,
     block_id,
@@ -28,6 +27,7 @@ from tilus.lang import (
     view,
     zeros,
 )
+from tilus.layouts import RegisterLayout
 from tilus.runtime.kernel import kernel
 from tilus.runtime.weights.packing import PackLayout
 

@@ -163,7 +163,7 @@ def native_pack(kind: DataType, device: Device, activation: DataType = f16) -> P
 
     On a GPU a tile is 64 rows, 16 for each of four warps, and as many k as give every thread whole 16-byte vectors: 128
     for most types, which spreads what a trip of the loop costs besides unpacking over enough weights.
-    On a CPU with L lanes a tile is 4 L rows of 32: each lane has rows of its own, so nothing is ever added up over lanes.
+    On a CPU with L lanes a tile is 4 L rows of 32: each lane has rows of its own, so nothing is added up over lanes.
     Neighbours along k lie in the halves of a word, for instructions that multiply and add pairs of 16-bit integers.
     """
     if kind.name in PACKS:
