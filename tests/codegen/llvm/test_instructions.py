@@ -1,13 +1,17 @@
 """Every instruction on the CPU against NumPy: lowered text through the emitter and LLVM."""
 
+import re
+
 import ml_dtypes
 import numpy as np
 import pytest
 
 from tests.codegen.llvm.harness import lowered, run
-from tilus.codegen.llvm import EMITTERS
+from tilus.codegen.llvm import EMITTERS, emit
 from tilus.dtypes import dtype
 from tilus.ir.instructions import INSTRUCTIONS
+from tilus.ir.parser import parse
+from tilus.ir.target import target
 
 RNG = np.random.default_rng(0)
 
@@ -356,3 +360,22 @@ def test_load_element():
     x, y = np.array([1, 2, 3.25], ml_dtypes.bfloat16), np.zeros(8, ml_dtypes.bfloat16)
     run(text, [x, y])
     np.testing.assert_array_equal(y.astype(np.float32), 3.25)
+
+
+@pytest.mark.parametrize("n", [16, 13])
+def test_rows_of_lanes_are_stored_as_vectors(n):
+    """Lanes that hold rows exchange their elements before a store, into the view or into the copy beside it."""
+    kind = "register[f32, (8, 16), spatial(8, 1) * local(1, 16)]"
+    text = lowered(
+        f"""  gx: global[f32, 2] = global_view(ptr=px, shape=(8, 16), strides=(16, 1))
+  gy: global[f32, 2] = global_view(ptr=py, shape=(8, {n}), strides=(s, 1))
+  x: {kind} = load_global(view=gx, offset=(0, 0), shape=(8, 16), dims=(0, 1), other=0.0)
+  store_global(view=gy, tile=x, offset=(0, 0), dims=(0, 1))""",
+        "px: ptr[f32], py: ptr[f32], s: i32",
+        grid="1,",
+    )
+    x, y = np.arange(128, dtype=np.float32).reshape(8, 16), np.full((8, 20), -1, np.float32)
+    run(text, [x, y, 20])
+    assert (y[:, :n] == x[:, :n]).all()
+    assert (y[:, n:] == -1).all()
+    assert len(re.findall(r"store <8 x float> \S+ ptr \S+ align 1\n", emit(parse(text), target("cpu")).text)) == 16

@@ -40,6 +40,19 @@ def moved(b: Builder, elements: Sequence[Value], lane: Table, local: Table) -> V
     return result
 
 
+def transposed(b: Builder, vectors: Sequence[Value]) -> list[Value]:
+    """Exchange lanes and vectors of which there are equally many, a power of two.
+
+    For every bit, vectors whose numbers differ in it exchange the lanes whose numbers differ in it.
+    """
+    size, found = len(vectors), list(vectors)
+    for bit in (1 << i for i in range(size.bit_length() - 1)):
+        low = [size + lane - bit if lane & bit else lane for lane in range(size)]
+        high = [lane + bit for lane in low]
+        found = [b.shuffle(found[i & ~bit], high if i & bit else low, found[i | bit]) for i in range(size)]
+    return found
+
+
 def blend(b: Builder, here: npt.NDArray[np.bool_], a: Value, other: Value) -> Value:
     """Take `a` in the lanes of a constant mask and `other` in the rest."""
     mask = constant(vector(lanes_of(a.type)[0], "i1"), [bool(h) for h in here])

@@ -11,13 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from math import prod
 from typing import TypeAlias
+
+import numpy as np
 
 from tilus.codegen.llvm.builder import Builder, Value, constant, vector
 from tilus.codegen.llvm.context import Context, register
 from tilus.codegen.llvm.expr import index
-from tilus.codegen.llvm.lanes import Table
+from tilus.codegen.llvm.lanes import Table, transposed
 from tilus.codegen.llvm.loops import counted
 from tilus.codegen.llvm.types import is_packed, storage
 from tilus.dtypes import DataType
@@ -474,16 +477,39 @@ def gather(b: Builder, element: str, pointer: Value, strides: Sequence[Stride], 
 def scatter(
     b: Builder, element: str, pointer: Value, strides: Sequence[Stride], table: Table, elements: Iterable[Value]
 ) -> None:
-    """Store one vector for every local; replicas are stored once."""
-    address = _Addresses(b, element, pointer, strides)
-    for i, value in enumerate(elements):
-        at = table[:, i]
-        match _pattern(at, strides):
-            case "one":
-                b.store(b.extract(value, 0), address(at[0]))
-            case "row":
-                b.store(value, address(at[0]), align=1)
-            case _:
-                first = {tuple(where): lane for lane, where in reversed(list(enumerate(at.tolist())))}
-                for where, lane in first.items():
-                    b.store(b.extract(value, lane), address(where))
+    """Store one vector for every local; replicas are stored once.
+
+    Where every lane has a row of neighbours, as many as there are lanes, the rows are made into vectors first.
+    """
+    address, (lanes, count) = _Addresses(b, element, pointer, strides), table.shape[:2]
+    left, i = iter(elements), 0
+    while i < count:
+        if _are_rows(table[:, i : i + lanes], strides):
+            for row, where in zip(transposed(b, list(islice(left, lanes))), table[:, i], strict=True):
+                b.store(row, address(where), align=1)
+            i += lanes
+        else:
+            _scatter_vector(b, address, table[:, i], strides, next(left))
+            i += 1
+
+
+def _are_rows(table: Table, strides: Sequence[Stride]) -> bool:
+    """Whether each lane has its own row of memory, and as many neighbours in it as there are lanes."""
+    lanes, count = table.shape[:2]
+    unit = [d for d, stride in enumerate(strides) if stride == 1]
+    if lanes == 1 or lanes != count or not unit or _pattern(table[:, 0], strides) != "apart":
+        return False
+    steps = table - table[:, :1]
+    return bool((steps[..., unit[-1]] == np.arange(count)).all() and not np.delete(steps, unit[-1], axis=2).any())
+
+
+def _scatter_vector(b: Builder, address: _Addresses, at: Table, strides: Sequence[Stride], value: Value) -> None:
+    match _pattern(at, strides):
+        case "one":
+            b.store(b.extract(value, 0), address(at[0]))
+        case "row":
+            b.store(value, address(at[0]), align=1)
+        case _:
+            first = {tuple(where): lane for lane, where in reversed(list(enumerate(at.tolist())))}
+            for where, lane in first.items():
+                b.store(b.extract(value, lane), address(where))
