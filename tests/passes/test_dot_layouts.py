@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from math import prod
 
 import pytest
 
@@ -123,6 +124,27 @@ def test_mma_choices_are_fragments(atom: MmaAtom, warps: int) -> None:
             (again,) = mma_from((way.a, way.b, way.c)[operand], operand, m, n, k, atom)
             assert (again.a, again.b, again.c)[operand] == (way.a, way.b, way.c)[operand]
             assert matches_mma(atom, again.a, again.b, again.c)
+
+
+@pytest.mark.parametrize(("batch", "warps", "apart"), [(4, 4, 4), (3, 4, 1), (2, 8, 2), (8, 2, 2)])
+def test_batches_are_spread_over_warps_first(batch: int, warps: int, apart: int) -> None:
+    sm_80 = TARGETS["sm_80"]
+    for way in mma_choices(32, 32, 16, warps, F16_MMA, (batch,)):
+        assert {layout.shape[0] for layout in (way.a, way.b, way.c)} == {batch}
+        assert matches_mma(F16_MMA, way.a, way.b, way.c)
+        assert prod(d.size for d in way.c.spatial_digits if d.dim == 0) == apart
+        for operand in range(3):
+            (again,) = mma_from((way.a, way.b, way.c)[operand], operand, 32, 32, 16, F16_MMA, (batch,))
+            assert (again.a, again.b, again.c)[operand] == (way.a, way.b, way.c)[operand]
+            assert matches_mma(F16_MMA, again.a, again.b, again.c)
+    for way in fma_choices(4, 8, 16, sm_80, 32 * warps, (batch,)):
+        assert matches_fma(way.a, way.b, way.c)
+        shifted = way.b.reduce([0], keepdims=True) * local(batch, 1, 1)
+        assert apart == 1 or not matches_fma(way.a, shifted, way.c)  # all threads hold matrix 0 of b
+        for operand in range(3):
+            known = (way.a, way.b, way.c)[operand]
+            again = fma_from(known, operand, 4, 8, 16, sm_80, (batch,))
+            assert (again.a, again.b, again.c)[operand] == known
 
 
 def test_fragments_of_one_product_agree_on_m_n_and_k() -> None:

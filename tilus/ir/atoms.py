@@ -46,6 +46,11 @@ class MmaAtom:
         """Extents (m, n, k)."""
         return self.a.shape[0], self.b.shape[1], self.a.shape[1]
 
+    def fragments(self, rank: int) -> tuple[RegisterLayout, RegisterLayout, RegisterLayout]:
+        """Return the fragments of `a`, `b` and `c` as tiles of a rank: one matrix of a batch."""
+        lead = range(rank - 2)
+        return self.a.unsqueeze(lead), self.b.unsqueeze(lead), self.c.unsqueeze(lead)
+
 
 def _mma(name: str, dtype: DataType, acc: DataType) -> MmaAtom:
     """m16n8 with 256 bits of k: a 32-bit register holds `v` elements that are neighbours in k."""

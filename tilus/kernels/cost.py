@@ -115,7 +115,7 @@ def _tensor_instructions(line: InstStmt, program: Program) -> int:
     assert isinstance(c, RegisterType)
     assert a.layout is not None
     assert c.layout is not None
-    steps = a.shape[1] // atom.shape[2]
+    steps = a.shape[-1] // atom.shape[2]
     fragments = c.layout.local_size // (prod(atom.shape[:2]) // 32)
     return steps * fragments
 

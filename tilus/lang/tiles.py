@@ -82,16 +82,18 @@ def dot(build: Builder, a: Value, b: Value, acc: Value = None, acc_dtype: Value 
 
     Parameters
     ----------
-    a, b : tiles of one type, shapes (m, k) and (k, n)
-    acc : tile (m, n), optional
+    a, b : tiles of one type, shapes (m, k) and (k, n), or (batch, m, k) and (batch, k, n)
+    acc : tile (m, n) or (batch, m, n), optional
         Zeros by default.
     acc_dtype : data type
         Type of the zeros; by default i32 for integers and f32 for the others.
     """
     left, right = a_tile(a, "a"), a_tile(b, "b")
-    if not len(left.shape) == len(right.shape) == 2 or left.shape[1] != right.shape[0]:
+    if not 2 <= len(left.shape) == len(right.shape) <= 3 or left.shape[-1] != right.shape[-2]:
         message = f"dot multiplies (m, k) by (k, n), got shapes {left.shape} and {right.shape}"
         raise ArgumentError("b", message, "x.T transposes, x.reshape(...) changes the number of dimensions")
+    if left.shape[:-2] != right.shape[:-2]:
+        raise ArgumentError("b", f"batches differ: got shapes {left.shape} and {right.shape}")
     if left.dtype != right.dtype:
         message = f"dot multiplies tiles of one type, got {left.dtype} and {right.dtype}"
         raise ArgumentError("b", message, "convert one of them with .to(...)")
@@ -101,7 +103,7 @@ def dot(build: Builder, a: Value, b: Value, acc: Value = None, acc_dtype: Value 
             raise ArgumentError("acc_dtype", f"acc_dtype is {acc_dtype}, but acc is a tile of {total.dtype}")
     else:
         kind = (i32 if left.dtype.is_integer else f32) if acc_dtype is None else a_dtype(acc_dtype, "acc_dtype")
-        total = zeros_tile(build, (left.shape[0], right.shape[1]), kind)
+        total = zeros_tile(build, (*left.shape[:-1], right.shape[-1]), kind)
     return build.tile(Dot(left.tensor, right.tensor, total.tensor, loc=build.loc))
 
 

@@ -4,7 +4,8 @@ A product `out[m, n] = sum_k a[m, k] * b[k, n] + c[m, n]` done by T threads is o
 multiplies which triple. Its operands hold what their threads need, so they are its reductions: a along n, b along m,
 c along k. Threads that share an (m, n) but split k hold parts of the sum; replicas in (m, n, k) do the same work.
 
-With tensor cores the triples are whole fragments and the threads whole warps, and k is never split.
+With tensor cores the triples are whole fragments and the threads whole warps, and k is never split. In a batch of
+products one more dimension, the first of all operands, says which: threads are spread over it before all else.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import gcd, prod
+from typing import TypeAlias
 
 from tilus.errors import LayoutError
 from tilus.ir.atoms import MMA_ATOMS, MmaAtom
@@ -30,7 +32,9 @@ from tilus.layouts import (
 )
 from tilus.layouts.digits import Digits
 
-M, N, K = 0, 1, 2
+M, N, K, BATCH = 0, 1, 2, 3  # dimensions of the layout over the triples
+OPERANDS = ((M, K), (K, N), (M, N))  # of a, b and c, behind the batch
+Extents: TypeAlias = "tuple[int, int, int, tuple[int, ...]]"  # m, n, k, and of the batch if there is one
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +51,14 @@ class DotLayouts:
     work: float = 0
 
 
+def product_extents(a: RegisterType, b: RegisterType) -> Extents:
+    """Return the extents of a product."""
+    return a.shape[-2], b.shape[-1], a.shape[-1], a.shape[:-2]
+
+
 def mma_atoms(a: RegisterType, b: RegisterType, c: RegisterType, target: Target) -> list[MmaAtom]:
     """Return the tensor-core instructions of a target that fit the types and divide the extents of a product."""
-    (m, k), n = a.shape, b.shape[1]
+    m, n, k, _ = product_extents(a, b)
     return [
         atom
         for atom in MMA_ATOMS
@@ -61,17 +70,22 @@ def mma_atoms(a: RegisterType, b: RegisterType, c: RegisterType, target: Target)
 
 def mma_operands(outer: RegisterLayout, atom: MmaAtom, k: int) -> DotLayouts:
     """Return the layouts for warps spread over the fragments of the result as `outer` says; `k` fragments along k."""
-    a = outer.reduce([1], keepdims=True).local(1, k) * atom.a
-    b = outer.reduce([0], keepdims=True).local(k, 1) * atom.b
-    c = outer * atom.c
+    lead, fragments = (1,) * (outer.rank - 2), atom.fragments(outer.rank)
+    a = outer.reduce([-1], keepdims=True).local(*lead, 1, k) * fragments[0]
+    b = outer.reduce([-2], keepdims=True).local(*lead, k, 1) * fragments[1]
+    c = outer * fragments[2]
     products = c.local_size // atom.c.local_size * k
     # Between equals warps along m, so that a whole row of the result lies in one warp.
-    work = 8 * products + (a.local_size + b.local_size) / 2 + outer.reduce([1], keepdims=True).replication / 1024
+    work = 8 * products + (a.local_size + b.local_size) / 2 + outer.reduce([-1], keepdims=True).replication / 1024
     return DotLayouts(atom.name, a, b, c, work)
 
 
-def mma_choices(m: int, n: int, k: int, num_warps: int, atom: MmaAtom) -> Iterator[DotLayouts]:
-    """Yield every way to spread warps in a grid over the result, as few replicas as possible."""
+def mma_choices(
+    m: int, n: int, k: int, num_warps: int, atom: MmaAtom, batch: Sequence[int] = ()
+) -> Iterator[DotLayouts]:
+    """Yield every way to spread warps over the batch, then in a grid over the result, as few replicas as possible."""
+    apart = gcd(prod(batch), num_warps)
+    num_warps //= apart
     tiles_m, tiles_n, tiles_k = (extent // step for extent, step in zip((m, n, k), atom.shape, strict=True))
     pairs = [(p, q) for p in _divisors(num_warps) for q in _divisors(num_warps // p)]
     pairs = [(p, q) for p, q in pairs if tiles_m % p == 0 and tiles_n % q == 0]
@@ -80,18 +94,29 @@ def mma_choices(m: int, n: int, k: int, num_warps: int, atom: MmaAtom) -> Iterat
         if p * q == most:
             spare, tile = replicated(num_warps // most, 2), local(tiles_m // p, tiles_n // q)
             for grid in (spatial(p, q), column_spatial(p, q)):
-                yield mma_operands(spare * grid * tile, atom, tiles_k)
+                yield mma_operands(_in_batch(spare * grid * tile, batch, apart, 0), atom, tiles_k)
 
 
-def mma_from(known: RegisterLayout, operand: int, m: int, n: int, k: int, atom: MmaAtom) -> Iterator[DotLayouts]:
+def _in_batch(one: RegisterLayout, batch: Sequence[int], apart: int, dim: int) -> RegisterLayout:
+    """Return the layout of a batch, a dimension before `dim`, over whose first extent `apart` times the threads go."""
+    for extent in batch:
+        unit = [1] * one.rank
+        spread, rest = ((*unit[:dim], size, *unit[dim:]) for size in (apart, extent // apart))
+        one = spatial(*spread) * local(*rest) * one.unsqueeze(dim)
+    return one
+
+
+def mma_from(
+    known: RegisterLayout, operand: int, m: int, n: int, k: int, atom: MmaAtom, batch: Sequence[int] = ()
+) -> Iterator[DotLayouts]:
     """Yield the choice that leaves operand 0 (a), 1 (b) or 2 (c) where it is, if that is made of fragments."""
     try:
-        outer = known / (atom.a, atom.b, atom.c)[operand]
+        outer = known / atom.fragments(known.rank)[operand]
     except LayoutError:
         return
-    tiles = m // atom.shape[M], n // atom.shape[N]
+    tiles, lead = (*batch, m // atom.shape[M], n // atom.shape[N]), len(batch)
     if operand < 2:
-        k_dim, missing = (1, N) if operand == 0 else (0, M)
+        k_dim, missing = (lead + 1, lead + N) if operand == 0 else (lead, lead + M)
         if any(d.dim == k_dim for d in outer.spatial_digits):
             return
         flat = outer.reduce([k_dim], keepdims=True)
@@ -101,8 +126,10 @@ def mma_from(known: RegisterLayout, operand: int, m: int, n: int, k: int, atom: 
 
 
 def fma_operands(triples: RegisterLayout, target: Target, *, held: bool = False) -> DotLayouts:
-    """Return the layouts for threads spread over (m, n, k); `held` if `a` is in registers in this layout already."""
-    a, b, c = triples.reduce([N]), triples.reduce([M]).permute(1, 0), triples.reduce([K])
+    """Return the layouts for threads spread over the triples; `held` if `a` is in registers in this layout already."""
+    lead = range(2, triples.rank - 1)  # where a batch is, once a dimension is gone
+    a, b = triples.reduce([N]).permute(*lead, 0, 1), triples.reduce([M]).permute(*lead, 1, 0)
+    c = triples.reduce([K]).permute(*lead, 0, 1)
     split = prod(d.size for d in triples.spatial_digits if d.dim == K)
     along_m = any(d.dim == M for d in triples.spatial_digits)
     # SIMD lanes read b best along n and a as broadcasts or along k; along m a is read one by one.
@@ -114,14 +141,19 @@ def fma_operands(triples: RegisterLayout, target: Target, *, held: bool = False)
     return DotLayouts("fma", a, b, c, triples.local_size + sums + rows + columns)
 
 
-def fma_choices(m: int, n: int, k: int, target: Target, num_threads: int) -> Iterator[DotLayouts]:
+def fma_choices(
+    m: int, n: int, k: int, target: Target, num_threads: int, batch: Sequence[int] = ()
+) -> Iterator[DotLayouts]:
     """Yield ways to spread threads over (m, n, k): for a GPU in two dimensions, for SIMD lanes along n first."""
+    apart = gcd(prod(batch), num_threads // target.lanes)
+    num_threads //= apart
     most_m = gcd(m, num_threads)
     for tm in _divisors(most_m):
         for tn in _divisors(gcd(n, num_threads // tm)):
             spare = num_threads // (tm * tn)
             tk = spare if k % spare == 0 else 1
-            yield fma_operands(_grid((m, n, k), (tm, tn, tk), num_threads), target)
+            grid = _grid((m, n, k), (tm, tn, tk), num_threads)
+            yield fma_operands(_in_batch(grid, batch, apart, BATCH), target)
 
 
 def _grid(extents: Sequence[int], threads: Sequence[int], num_threads: int) -> RegisterLayout:
@@ -131,17 +163,19 @@ def _grid(extents: Sequence[int], threads: Sequence[int], num_threads: int) -> R
     return replicated(num_threads // prod(threads), 3) * locals_ * spatial(*threads)
 
 
-def fma_from(known: RegisterLayout, operand: int, m: int, n: int, k: int, target: Target) -> DotLayouts:
+def fma_from(
+    known: RegisterLayout, operand: int, m: int, n: int, k: int, target: Target, batch: Sequence[int] = ()
+) -> DotLayouts:
     """Return the choice that leaves operand 0 (a), 1 (b) or 2 (c) where it is.
 
     The dimension that it lacks is spread over its replicas as far as that divides; the rest is local.
     """
-    extents, dims = (m, n, k), ((M, K), (K, N), (M, N))[operand]
+    extents, dims = (m, n, k, *batch), (BATCH,) * len(batch) + OPERANDS[operand]
     missing = (N, M, K)[operand]
     threads, rest = _spread_replicas(_renumbered(known.spatial_digits, dims), missing, extents[missing])
     kept = _renumbered(known.local_digits, dims)
-    # Locals in the order m, k, n keep the rows of a, of b and of c in order.
-    place = 0 if missing == M else len(kept)
+    # Locals in the order batch, m, k, n keep the rows of a, of b and of c in order.
+    place = sum(d.dim == BATCH for d in kept) if missing == M else len(kept)
     while missing == K and place and kept[place - 1].dim == N:
         place -= 1
     kept.insert(place, Digit(rest, missing, 1))
@@ -181,31 +215,37 @@ def from_digits(shape: tuple[int, ...], thread: Sequence[Digit], locals_: Sequen
 def matches_mma(atom: MmaAtom, a: RegisterLayout, b: RegisterLayout, c: RegisterLayout) -> bool:
     """Whether the layouts of a product are fragments of `atom`, for warps spread in one way over all three."""
     try:
-        outer = c / atom.c
-        if a.shape[1] % atom.shape[2]:
+        outer = c / atom.fragments(c.rank)[2]
+        if a.shape[-1] % atom.shape[K]:
             return False
-        wanted = mma_operands(outer, atom, a.shape[1] // atom.shape[2])
+        wanted = mma_operands(outer, atom, a.shape[-1] // atom.shape[K])
     except LayoutError:
         return False
     return (a, b) == (wanted.a, wanted.b)
 
 
+_WHERE = ((M, None, M), (None, N, N), (K, K, None), (BATCH, BATCH, BATCH), (None, None, None))
+
+
 def matches_fma(a: RegisterLayout, b: RegisterLayout, c: RegisterLayout) -> bool:
     """Whether the layouts of a product are reductions of one layout over (m, n, k).
 
-    Every digit of the thread number must then count along m in a and c, along n in b and c, along k in a and b, or
-    replicate in all three. Threads either split k or repeat one another: with both, sums could not be told apart.
+    Every digit of the thread number must then count along m in a and c, along n in b and c, along k in a and b, along
+    the batch in all three, or replicate in all three. Threads either split k or repeat one another: with both, sums
+    could not be told apart.
     """
     if not a.num_threads == b.num_threads == c.num_threads:
         return False
-    refined = _refined([_renumbered(x.spatial_digits, d) for x, d in ((a, (M, K)), (b, (K, N)), (c, (M, N)))])
+    lead = (BATCH,) * (c.rank - 2)
+    layouts = zip((a, b, c), OPERANDS, strict=True)
+    refined = _refined([_renumbered(layout.spatial_digits, lead + dims) for layout, dims in layouts])
     if refined is None:
         return False
     kinds = set()
     for in_a, in_b, in_c in zip(*refined, strict=True):
         held = {d for d in (in_a, in_b, in_c) if d.dim is not None}
         where = tuple(d.dim for d in (in_a, in_b, in_c))
-        if len(held) > 1 or where not in ((M, None, M), (None, N, N), (K, K, None), (None, None, None)):
+        if len(held) > 1 or where not in _WHERE:
             return False
         kinds.add(where)
     return not {(K, K, None), (None, None, None)} <= kinds

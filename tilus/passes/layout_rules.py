@@ -55,6 +55,7 @@ from tilus.passes.dot_layouts import (
     mma_atoms,
     mma_choices,
     mma_from,
+    product_extents,
 )
 from tilus.passes.tensors import register_operands, register_type
 
@@ -316,16 +317,16 @@ def dot_choices(inst: Dot, known: Sequence[RegisterLayout | None], machine: Mach
     machine : Machine
     """
     a, b, c = (register_type(x) for x in (inst.a, inst.b, inst.c))
-    (m, k), n = a.shape, b.shape[1]
+    m, n, k, batch = product_extents(a, b)
     target, threads = machine.target, machine.num_threads
     for atom in mma_atoms(a, b, c, target):
-        ways = list(mma_choices(m, n, k, threads // target.lanes, atom))
+        ways = list(mma_choices(m, n, k, threads // target.lanes, atom, batch))
         for operand, layout in enumerate(known):
             if layout is not None:
-                ways += mma_from(layout, operand, m, n, k, atom)
+                ways += mma_from(layout, operand, m, n, k, atom, batch)
         return ways
-    ways = list(fma_choices(m, n, k, target, threads))
-    lifted = [fma_from(layout, i, m, n, k, target) for i, layout in enumerate(known) if layout is not None]
+    ways = list(fma_choices(m, n, k, target, threads, batch))
+    lifted = [fma_from(x, i, m, n, k, target, batch) for i, x in enumerate(known) if x is not None]
     return ways + [way for way in lifted if matches_fma(way.a, way.b, way.c)]
 
 

@@ -32,7 +32,7 @@ from tilus.layouts import Access, BankReport, RegisterLayout
 from tilus.passes.access import contiguous_dim, global_access, unmasked_dims, views_of, widest
 from tilus.passes.analyze import Analysis, analyze
 from tilus.passes.conversion_kind import conversion_kind
-from tilus.passes.dot_layouts import matches_fma, matches_mma, mma_atoms
+from tilus.passes.dot_layouts import matches_fma, matches_mma, mma_atoms, product_extents
 from tilus.passes.memory_layouts import vectors_over_threads
 from tilus.passes.shared_access import SharedAccess, local_run, matrix_load, shared_access, tile_layout, vector_width
 from tilus.passes.tensors import layout_of, register_type, shared_layout_of, shared_type
@@ -171,9 +171,9 @@ def _dot(inst: Dot, out: Tensor, context: _Context) -> Selected:
     layouts = layout_of(inst.a), layout_of(inst.b), layout_of(inst.c)
     for atom in mma_atoms(a, b, c, context.target):
         if matches_mma(atom, *layouts):
-            (m, k), n = a.shape, b.shape[1]
+            m, n, k, _ = product_extents(a, b)
             steps = "x".join(str(extent // step) for extent, step in zip((m, n, k), atom.shape, strict=True))
-            return Selected(atom.name, 1, f"{steps} fragments in {layouts[2] / atom.c}")
+            return Selected(atom.name, 1, f"{steps} fragments in {layouts[2] / atom.fragments(layouts[2].rank)[2]}")
     assert matches_fma(*layouts), "inference gives products layouts that fit"
     return Selected("fma", 1, f"no tensor-core instruction for {a.dtype} -> {c.dtype}, {a.shape} x {b.shape}")
 

@@ -157,7 +157,7 @@ def dot(a: Array, b: Array, c: Array, kind: DataType, acc: DataType) -> Array:
 
 def _integer_product(a: Array, b: Array, kind: DataType) -> Array:
     """Return the exact product of integer matrices modulo 2^64; NumPy is fast at it in f64 only."""
-    if a.shape[1] << (2 * kind.nbits) <= 1 << 53:
+    if a.shape[-1] << (2 * kind.nbits) <= 1 << 53:
         return (a.astype(np.float64) @ b.astype(np.float64)).astype(np.int64)
     return a.astype(np.int64) @ b.astype(np.int64)
 

@@ -37,7 +37,8 @@ def dot(ctx: Context, stmt: InstStmt, out: Tensor, inst: I.Dot) -> None:
 
 def _by_fragments(ctx: Context, out: Tensor, inst: I.Dot, atom: MmaAtom) -> None:
     """Run one instruction for each fragment of the result and of k; accumulators stay in place."""
-    a, b, c = layout_of(inst.a) / atom.a, layout_of(inst.b) / atom.b, layout_of(out) / atom.c
+    tiles = layout_of(inst.a), layout_of(inst.b), layout_of(out)
+    a, b, c = (tile / fragment for tile, fragment in zip(tiles, atom.fragments(tiles[0].rank), strict=True))
     sizes = [
         layout.local_size * kind.nbits // _WORD
         for layout, kind in ((atom.a, atom.dtype), (atom.b, atom.dtype), (atom.c, atom.acc))
@@ -46,9 +47,9 @@ def _by_fragments(ctx: Context, out: Tensor, inst: I.Dot, atom: MmaAtom) -> None
     copy_words(ctx, to, ctx.name(inst.c), words_of(register(out)))
     row = rows.mma(atom)
     # k is the outermost loop, so that products which follow one another have different accumulators.
-    for k in range(a.shape[1]):
-        for place, (m, n) in enumerate(local_indices(c)):
-            starts = (place, local_number(a, (m, k)), local_number(b, (k, n)))
+    for k in range(a.shape[-1]):
+        for place, (*batch, m, n) in enumerate(local_indices(c)):
+            starts = (place, local_number(a, (*batch, m, k)), local_number(b, (*batch, k, n)))
             offsets = [start * size for start, size in zip(starts, (sizes[2], sizes[0], sizes[1]), strict=True)]
             ctx.do(row, *(_from(array, offset) for array, offset in zip((to, left, right), offsets, strict=True)))
 
@@ -73,7 +74,8 @@ def _by_threads(ctx: Context, out: Tensor, inst: I.Dot) -> None:
             f"a product of {operand} cannot be summed in {acc}", loc=inst.loc, hint="use a floating-point accumulator"
         )
     work, layout = _work_type(operand, acc), layout_of(out)
-    split = [(d.size, weight) for d, weight in thread_weights(layout_of(inst.a)) if d.dim == 1 and d.size > 1]
+    inner = layout_of(inst.a).rank - 1
+    split = [(d.size, weight) for d, weight in thread_weights(layout_of(inst.a)) if d.dim == inner and d.size > 1]
     with ctx.block():
         left, right = _values(ctx, inst.a, "left", work), _values(ctx, inst.b, "right", work)
         start = _values(ctx, inst.c, "start", work)
@@ -110,10 +112,10 @@ def _multiply(
     ctx: Context, out: Tensor, inst: I.Dot, work: DataType, sums: Name, left: list[Expr], right: list[Expr]
 ) -> None:
     a, b = layout_of(inst.a), layout_of(inst.b)
-    ks = sorted({index[1] for index in local_indices(a)})
+    ks = sorted({index[-1] for index in local_indices(a)})
     for k in ks:
-        for place, (m, n) in enumerate(local_indices(layout_of(out))):
-            x, y = left[local_number(a, (m, k))], right[local_number(b, (k, n))]
+        for place, (*batch, m, n) in enumerate(local_indices(layout_of(out))):
+            x, y = left[local_number(a, (*batch, m, k))], right[local_number(b, (*batch, k, n))]
             ctx.emit(cpp.Set(sums[place], _fused(work, x, y, sums[place])))
 
 

@@ -36,8 +36,8 @@ def register_layout(t: Tensor) -> RegisterLayout:
 def lane_steps(out: Tensor, inst: Dot) -> Steps:
     """Return the lane distances of the butterfly that adds up the parts of a product; empty if lanes hold all k's."""
     table, a_table = index_table(register_layout(out)), index_table(register_layout(inst.a))
-    rows = table[:, 0, 0]
-    ks = [tuple(np.unique(a[a[:, 0] == row, 1]).tolist()) for a, row in zip(a_table, rows, strict=True)]
+    rows = table[:, 0, :-1]
+    ks = [tuple(np.unique(a[(a[:, :-1] == row).all(1), -1]).tolist()) for a, row in zip(a_table, rows, strict=True)]
     return tuple(steps_of_group([tuple(i) for i in table[:, 0].tolist()], ks))
 
 

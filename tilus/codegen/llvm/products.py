@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from tilus.ir.expr import Tensor
 from tilus.ir.instructions import Dot
 from tilus.layouts import index_table
 
+Line: TypeAlias = "tuple[int, ...]"  # the index of a row or column, behind that of the matrix in a batch
 UNROLLED = 512  # multiply-adds
 # Vector registers by lanes: AVX2 and SSE have 16, AVX-512 has 32. NEON has 32 too, but is not told from SSE here.
 REGISTERS = {16: 32}
@@ -36,21 +38,21 @@ class Product:
     Attributes
     ----------
     rows, columns : dict
-        Local numbers in `a` by row and k, in `b` by column and k.
-    places : list of (int, int)
-        Row and column of every local of the result.
+        Local numbers in `a` by row and k, in `b` by column and k; rows and columns of a batch of matrices are pairs.
+    places : list of (row, column)
+        Of every local of the result.
     steps : sequence of int
         Lane distances of the butterfly that adds up parts.
     """
 
     out: Tensor
     inst: Dot
-    rows: dict[int, dict[int, int]]
-    columns: dict[int, dict[int, int]]
-    places: list[tuple[int, int]]
+    rows: dict[Line, dict[int, int]]
+    columns: dict[Line, dict[int, int]]
+    places: list[tuple[Line, Line]]
     steps: Sequence[int]
 
-    def pairs(self, m: int, n: int) -> list[tuple[int, int]]:
+    def pairs(self, m: Line, n: Line) -> list[tuple[int, int]]:
         """Return the registers of `a` and `b` whose products make an element of the result."""
         return [(i, self.columns[n][k]) for k, i in self.rows[m].items() if k in self.columns[n]]
 
@@ -58,14 +60,15 @@ class Product:
 def dot(c: Context, out: Tensor, inst: Dot) -> None:
     """Multiply and add."""
     a, b, at = (index_table(register(t)[1]) for t in (inst.a, inst.b, out))
-    places = [(m, n) for m, n in at[0].tolist()]
-    product = Product(out, inst, _registers_by_index(a, 0), _registers_by_index(b, 1), places, ())
+    b = _swapped(b)
+    places = [((*batch, m), (*batch, n)) for *batch, m, n in at[0].tolist()]
+    product = Product(out, inst, _registers_by_line(a), _registers_by_line(b), places, ())
     pairs = [product.pairs(m, n) for m, n in places]
     for j, found in enumerate(pairs):
         _check_pairs(a, b, at[:, j], found)
     if out not in c.parts:
         # Lanes differ in the same way in every register.
-        ks = [tuple(row) for row in a[:, [i for i, _ in pairs[0]], 1].tolist()]
+        ks = [tuple(row) for row in a[:, [i for i, _ in pairs[0]], -1].tolist()]
         product = replace(product, steps=steps_of_group([tuple(row) for row in at[:, 0].tolist()], ks))
     block = _block(c, product) if sum(map(len, pairs)) > UNROLLED else None
     if block is None:
@@ -74,18 +77,24 @@ def dot(c: Context, out: Tensor, inst: Dot) -> None:
         _looped(c, product, block)
 
 
-def _registers_by_index(table: Table, kept: int) -> dict[int, dict[int, int]]:
-    """Return, for lane 0, {row or column: {k: local}}."""
-    found: dict[int, dict[int, int]] = {}
-    for i, at in enumerate(table[0].tolist()):
-        found.setdefault(at[kept], {}).setdefault(at[1 - kept], i)
+def _swapped(table: Table) -> Table:
+    """Return indices of which the last two are exchanged."""
+    return table[..., [*range(table.shape[-1] - 2), -1, -2]]
+
+
+def _registers_by_line(table: Table) -> dict[Line, dict[int, int]]:
+    """Return, for lane 0, {row or column: {k: local}}; k is the last index."""
+    found: dict[Line, dict[int, int]] = {}
+    for i, (*line, k) in enumerate(table[0].tolist()):
+        found.setdefault(tuple(line), {}).setdefault(k, i)
     return found
 
 
 def _check_pairs(a: Table, b: Table, at: Table, pairs: Sequence[tuple[int, int]]) -> None:
     """Check that the registers that fit in lane 0 fit in every lane."""
     left, right = (np.array([p[side] for p in pairs], dtype=int) for side in (0, 1))
-    good = (a[:, left, 1] == b[:, right, 0]) & (a[:, left, 0] == at[:, :1]) & (b[:, right, 1] == at[:, 1:])
+    row, column = at[:, None, :-1], _swapped(at)[:, None, :-1]
+    good = (a[:, left, -1] == b[:, right, -1]) & (a[:, left, :-1] == row).all(-1) & (b[:, right, :-1] == column).all(-1)
     if not pairs or not good.all():
         raise CodegenError("dot: operand layouts do not fit the result's", hint="this is a compiler bug")
 
@@ -173,6 +182,8 @@ class Block:
 
 def _block(c: Context, p: Product) -> Block | None:
     """Return the blocks of a product; None if local numbers are no sums, or if an operand is the result itself."""
+    if len(p.places[0][0]) > 1:
+        return None  # a batch
     rows, columns, ks = list(p.rows), list(p.columns), list(p.rows[p.places[0][0]])
     numbers = {at: j for j, at in enumerate(p.places)}
     complete = all(set(held) == set(ks) for held in (*p.rows.values(), *p.columns.values()))
@@ -181,7 +192,7 @@ def _block(c: Context, p: Product) -> Block | None:
     a = affine(np.array([[p.rows[m][k] for k in ks] for m in rows]), (len(rows), len(ks)))
     b = affine(np.array([[p.columns[n][k] for k in ks] for n in columns]), (len(columns), len(ks)))
     out = affine(np.array([[numbers[m, n] for n in columns] for m in rows]), (len(rows), len(columns)))
-    m, n, k = (affine(np.array(held), (len(held),)) for held in (rows, columns, ks))
+    m, n, k = (affine(np.array(held).ravel(), (len(held),)) for held in (rows, columns, ks))
     if a is None or b is None or out is None or m is None or n is None or k is None:
         return None
     # In registers are the sums, the operands of one side, and two of the other: one in use, one on its way.

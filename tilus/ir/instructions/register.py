@@ -270,11 +270,11 @@ class Slice(Instruction):
 
 def _dot(i: Dot) -> RegisterType:
     a, b, c = register_type(i.a), register_type(i.b), register_type(i.c)
-    require(len(a.shape) == len(b.shape) == len(c.shape) == 2, "dot takes matrices")
-    require(a.shape[1] == b.shape[0], f"inner extents differ: {a.shape} x {b.shape}")
-    require(
-        c.shape == (a.shape[0], b.shape[1]), f"the accumulator has shape {c.shape}, expected {(a.shape[0], b.shape[1])}"
-    )
+    require(len(a.shape) == len(b.shape) in (2, 3), "dot takes matrices, or batches of them")
+    require(a.shape[:-2] == b.shape[:-2], f"batches differ: {a.shape} x {b.shape}")
+    require(a.shape[-1] == b.shape[-2], f"inner extents differ: {a.shape} x {b.shape}")
+    expected = (*a.shape[:-1], b.shape[-1])
+    require(c.shape == expected, f"the accumulator has shape {c.shape}, expected {expected}")
     require(a.dtype == b.dtype, f"dot operands have different types: {a.dtype} and {b.dtype}")
     require(not c.dtype.is_integer or a.dtype.is_integer, f"dot of {a.dtype} cannot accumulate in {c.dtype}")
     return RegisterType(c.dtype, c.shape)
@@ -283,7 +283,10 @@ def _dot(i: Dot) -> RegisterType:
 @instruction("dot", "matrix", result=_dot)
 @dataclass(frozen=True, slots=True)
 class Dot(Instruction):
-    """Matrix product `a @ b + c`, products exact, sums in the type of `c` in no fixed order."""
+    """Matrix product `a @ b + c`, products exact, sums in the type of `c` in no fixed order.
+
+    With three dimensions, the first counts the matrices of a batch.
+    """
 
     a: Tensor
     b: Tensor
