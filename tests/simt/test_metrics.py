@@ -48,7 +48,7 @@ def test_counts_of_a_kernel():
     assert report.instructions["st.shared.u32"] == 2
     assert report.instructions["ld.global.u32"] == 2
     store = next(c for c in report.memory if c.root == "st")
-    assert report.memory[store].requests == 2
+    assert report.memory[store].shared_requests == 2
 
 
 LOAD = "shl.b64 %rd1, %rd0, 2; add.s64 %rd1, %rd1, %rd50; ld.global.u32 %r1, [%rd1];"

@@ -5,7 +5,7 @@ Limits are those of the CUDA C++ programming guide, table "technical specificati
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tilus.errors import TilusError
@@ -18,14 +18,17 @@ class Target:
     Attributes
     ----------
     name : str
-        `sm_80`, `cpu`, `vm`, ...
+        `sm_80`, `cpu`, `vm`, `simt:sm_80`, ...
     kind : "cuda", "cpu" or "vm"
+        What passes and emitters make.
     lanes : int
         Threads of a warp; on a CPU the SIMD lanes that make the whole block.
     capability : int
         Ten times the compute capability; 0 where there is none.
     max_shared_bytes : int
         Shared memory one block may use.
+    simulated : bool
+        Code for a GPU that runs on the CPU, thread by thread and checked.
     """
 
     name: str
@@ -33,6 +36,17 @@ class Target:
     lanes: int
     capability: int = 0
     max_shared_bytes: int = 0
+    simulated: bool = False
+
+    @property
+    def machine(self) -> Literal["cuda", "cpu", "vm", "simt"]:
+        """What runs the code."""
+        return "simt" if self.simulated else self.kind
+
+    @property
+    def code(self) -> Target:
+        """The target as the compiler sees it, whatever runs the code."""
+        return TARGETS[self.name.removeprefix(_SIMULATED)] if self.simulated else self
 
     def num_threads(self, num_warps: int) -> int:
         """Threads per block for a program of `num_warps` warps: on a CPU one warp of SIMD lanes is the block."""
@@ -40,6 +54,7 @@ class Target:
 
 
 _KIB = 1024
+_SIMULATED = "simt:"
 TARGETS: dict[str, Target] = {
     t.name: t
     for t in (
@@ -52,12 +67,15 @@ TARGETS: dict[str, Target] = {
     )
 }
 CUDA_TARGETS = tuple(name for name, t in TARGETS.items() if t.kind == "cuda")
+_SIMT = {_SIMULATED + name: replace(TARGETS[name], name=_SIMULATED + name, simulated=True) for name in CUDA_TARGETS}
+# All that calls may name: what there is code for, and the PTX of GPUs on the CPU.
+BY_NAME: dict[str, Target] = {**TARGETS, "simt": _SIMT[_SIMULATED + CUDA_TARGETS[0]], **_SIMT}
 
 
 def target(name: str | Target) -> Target:
     """Return a target by name, or raise with the names there are."""
     if isinstance(name, Target):
         return name
-    if name not in TARGETS:
-        raise TilusError(f"unknown target {name!r}", hint=f"one of {', '.join(TARGETS)}")
-    return TARGETS[name]
+    if name not in BY_NAME:
+        raise TilusError(f"unknown target {name!r}", hint=f"one of {', '.join(BY_NAME)}")
+    return BY_NAME[name]

@@ -8,7 +8,8 @@ from typing import Any
 
 from tilus.dtypes import DataType, dtype
 from tilus.kernels.configure_cpu import CPU_BATCH_TILES
-from tilus.runtime.weights.packing import WARPS, Device, PackLayout
+from tilus.runtime.targets import Device
+from tilus.runtime.weights.packing import WARPS, PackLayout
 from tilus.runtime.weights.weight import WeightFormat
 
 F32, BF16 = dtype("f32"), dtype("bf16")

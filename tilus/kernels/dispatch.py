@@ -17,7 +17,8 @@ from tilus.kernels.configure_cpu import CPU_BATCH_TILES, LARGEST_IN_REGISTERS, p
 from tilus.kernels.programs import panel_matmul, quantized_matmul, ternary_matmul
 from tilus.runtime.arguments import element_type, is_torch
 from tilus.runtime.kernel import BoundKernel
-from tilus.runtime.weights.packing import Device, native_packs
+from tilus.runtime.targets import Device, code_device
+from tilus.runtime.weights.packing import native_packs
 from tilus.runtime.weights.trits import TritPack
 from tilus.runtime.weights.weight import QuantizedWeight, WeightFormat
 
@@ -79,19 +80,27 @@ def run(x: Any, words: Any, scales: Any, zero_points: Any | None, bias: Any | No
         raise LaunchError(f"x has {m} rows, a call takes at most {MOST_ROWS}", hint="call it for parts of x")
     y = x.new_empty((m, n)) if is_torch(x) else np.empty((m, n), x.dtype)
     if m and n and k:
-        any_scale = form if form.tensor_scale == 1.0 else replace(form, tensor_scale=2.0)  # one kernel for all
-        batch = min(m, CPU_BATCH_TILES[-1])
-        launch = _kernel(any_scale, device_kind(x), x.dtype, scales.dtype, batch, bias is not None)
-        # In place of what is not there stands any array: it is not read.
-        zeros, added = words if zero_points is None else zero_points, y if bias is None else bias
-        rows, sizes = x.reshape(m, k), (m, n, k, form.groups(k))
-        if isinstance(form.pack, TritPack):
-            launch(rows, words, scales, added, y, *sizes)
-        else:
-            launch(rows, words, scales, zeros, added, y, *sizes, form.tensor_scale)
+        launch, args = prepare(x.reshape(m, k), words, scales, zero_points, bias, form, y)
+        launch(*args)
     elif m and n:
         y[...] = 0 if bias is None else bias
     return y.reshape(*x.shape[:-1], n)
+
+
+def prepare(
+    x: Any, words: Any, scales: Any, zero_points: Any | None, bias: Any | None, form: WeightFormat, y: Any
+) -> tuple[BoundKernel, tuple[Any, ...]]:
+    """Return the kernel for x [M, K] and y [M, N], none of them empty, and what to call it with."""
+    (m, n), k = y.shape, x.shape[1]
+    any_scale = form if form.tensor_scale == 1.0 else replace(form, tensor_scale=2.0)  # one kernel for all
+    batch = min(m, CPU_BATCH_TILES[-1])
+    kernel = _kernel(any_scale, device_kind(x), x.dtype, scales.dtype, batch, bias is not None)
+    # In place of what is not there stands any array: it is not read.
+    zeros, added = words if zero_points is None else zero_points, y if bias is None else bias
+    sizes = m, n, k, form.groups(k)
+    if isinstance(form.pack, TritPack):
+        return kernel, (x, words, scales, added, y, *sizes)
+    return kernel, (x, words, scales, zeros, added, y, *sizes, form.tensor_scale)
 
 
 @cache
@@ -116,7 +125,14 @@ def _kernel(form: WeightFormat, device: Device, activation: Any, scale: Any, m: 
 
 def device_kind(x: Any) -> Device:
     """Return the kind of device whose packed order the kernels for `x` read."""
-    return "cuda" if is_torch(x) and x.device.type == "cuda" else "cpu"
+    if not is_torch(x):
+        return code_device("cpu")
+    import torch  # x is a tensor: torch is loaded already
+
+    place = x.device.type
+    if torch.compiler.is_compiling():  # which cannot read knobs
+        return "cuda" if place == "cuda" else "cpu"
+    return code_device(place)
 
 
 def check_home(name: str, array: Any, x: Any) -> None:

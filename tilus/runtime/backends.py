@@ -1,7 +1,6 @@
-"""The three backends behind one interface: build files from a lowered program, load files into something to launch.
+"""Backends behind one interface: build files from a lowered program, load files into something to launch.
 
-Files are what the disk cache keeps: `meta.json` and the artefacts of the target. A `Launch` takes the checked argument
-values (buffers and numbers), the grid's extents and the stream to use.
+Code of one kind may run on several machines: `BACKENDS` are by `Target.kind`, `LOADERS` by `Target.machine`.
 """
 
 from __future__ import annotations
@@ -11,25 +10,26 @@ import json
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from tilus import vm
 from tilus.codegen import cuda, llvm
 from tilus.errors import LaunchError
 from tilus.ir.program import Program
 from tilus.ir.target import Target
-from tilus.runtime.arguments import Buffer, number_of, slot_format
+from tilus.runtime.arguments import Buffer, as_numpy, number_of, slot_format
+from tilus.runtime.built import Built, Files, Launch
 from tilus.runtime.cpu_features import cache_tag, host_cpu
 from tilus.runtime.cpu_pool import launch as launch_blocks
 from tilus.runtime.launch_cuda import CudaKernel
 from tilus.runtime.llvm_jit import compile_object, load_object
 from tilus.runtime.nvrtc import compile_cuda, toolchain_version
-
-Files = dict[str, bytes]
-Launch = Callable[[Sequence[Buffer | int | float], Sequence[int]], None]
+from tilus.runtime.simulate import load_simt
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """How one kind of target builds and launches.
+    """How one kind of code is built.
 
     Attributes
     ----------
@@ -39,25 +39,17 @@ class Backend:
         Toolchain text that belongs into the cache key.
     build : callable
         Lowered program and target to files.
-    load : callable
-        Program and files to a `Launch`.
     """
 
     names: tuple[str, ...]
     version: Callable[[], str]
     build: Callable[[Program, Target], Files]
-    load: Callable[[Program, Files], Launch]
 
 
 def _build_cuda(lowered: Program, target: Target) -> Files:
     source = cuda.emit(lowered, target)
-    binary = compile_cuda(source.text, target.name)
-    meta = {
-        "kernel": source.kernel_name,
-        "shared": source.dynamic_shared_bytes,
-        "threads": lowered.num_threads,
-        "lines": [[line, str(loc)] for line, loc in source.line_map],
-    }
+    binary = compile_cuda(source.text, target.name, ("--generate-line-info",))
+    meta = {"kernel": source.kernel_name, "shared": source.dynamic_shared_bytes, "threads": lowered.num_threads}
     return {
         "meta.json": json.dumps(meta).encode(),
         "kernel.cu": source.text.encode(),
@@ -66,13 +58,13 @@ def _build_cuda(lowered: Program, target: Target) -> Files:
     }
 
 
-def _load_cuda(program: Program, files: Files) -> Launch:
-    meta = json.loads(files["meta.json"])
-    kernel = CudaKernel(files["kernel.cubin"], meta["kernel"], meta["shared"])
-    kinds = [p.var.type for p in program.params]
+def _load_cuda(built: Built) -> Launch:
+    meta = json.loads(built.files["meta.json"])
+    kernel = CudaKernel(built.files["kernel.cubin"], meta["kernel"], meta["shared"])
+    kinds = [p.var.type for p in built.program.params]
     threads = (meta["threads"], 1, 1)
 
-    def launch(values: Sequence[Buffer | int | float], grid: Sequence[int]) -> None:
+    def launch(values: Sequence[Buffer | int | float], arrays: Sequence[Any], grid: Sequence[int]) -> None:
         args = [kernel.argument(kind.dtype, v.address if isinstance(v, Buffer) else v, isinstance(v, Buffer))
                 for kind, v in zip(kinds, values, strict=True)]  # fmt: skip
         kernel.launch((*grid, 1, 1)[:3], threads, args)
@@ -90,13 +82,13 @@ def _build_cpu(lowered: Program, target: Target) -> Files:
     }
 
 
-def _load_cpu(program: Program, files: Files) -> Launch:
-    meta = json.loads(files["meta.json"])
-    kernel = load_object(files["kernel.o"], meta["kernel"])
-    slots = struct.Struct("<" + "".join(slot_format(p.var.type) for p in program.params) + "3q")
+def _load_cpu(built: Built) -> Launch:
+    meta = json.loads(built.files["meta.json"])
+    kernel = load_object(built.files["kernel.o"], meta["kernel"])
+    slots = struct.Struct("<" + "".join(slot_format(p.var.type) for p in built.program.params) + "3q")
     scratch = meta["scratch"]
 
-    def launch(values: Sequence[Buffer | int | float], grid: Sequence[int]) -> None:
+    def launch(values: Sequence[Buffer | int | float], arrays: Sequence[Any], grid: Sequence[int]) -> None:
         extents = (*grid, 1, 1)[:3]
         fault = (ctypes.c_int64 * 8)()
         args = slots.pack(*map(number_of, values), *extents)
@@ -107,10 +99,17 @@ def _load_cpu(program: Program, files: Files) -> Launch:
     return launch
 
 
+def _load_vm(built: Built) -> Launch:
+    return lambda values, arrays, grid: vm.run(built.program, [as_numpy(a) for a in arrays])
+
+
 BACKENDS: dict[str, Backend] = {
-    "cuda": Backend(
-        ("meta.json", "kernel.cu", "kernel.ptx", "kernel.cubin"), toolchain_version, _build_cuda, _load_cuda
-    ),
-    "cpu": Backend(("meta.json", "kernel.ll", "kernel.o"), cache_tag, _build_cpu, _load_cpu),
+    "cuda": Backend(("meta.json", "kernel.cu", "kernel.ptx", "kernel.cubin"), toolchain_version, _build_cuda),
+    "cpu": Backend(("meta.json", "kernel.ll", "kernel.o"), cache_tag, _build_cpu),
 }
-__all__ = ["BACKENDS", "Backend", "Files", "Launch"]
+LOADERS: dict[str, Callable[[Built], Launch]] = {
+    "cuda": _load_cuda,
+    "cpu": _load_cpu,
+    "vm": _load_vm,
+    "simt": load_simt,
+}

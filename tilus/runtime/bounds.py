@@ -48,19 +48,47 @@ def bounds_check(program: Program) -> Check | None:
 
     It raises `LaunchError` for the first access that would leave its array; None where there is nothing to check.
     """
-    found = _Finder(program)
-    found.body(program.body, ())
-    claims = [*found.views(), *found.claims]
+    claims = _claims(program)
     if not claims:
         return None
-    arguments = "".join(f"v{i}, " for i in range(len(program.params)))
-    grid = "".join(f"g{i}, " for i in range(len(program.grid)))
-    lines = [f"def check(values, extents):\n {arguments}= values\n {grid}= extents"]
+    lines = []
     for number, claim in enumerate(claims):
         test = " and ".join([*claim.guards, claim.breach, *claim.reached])
-        lines.append(f" if {test}: fail({number}, ({''.join(f'{text}, ' for text in claim.details)}))")
-    names: dict[str, Any] = {"fail": lambda number, details: _fail(claims[number], program.name, details)}
-    exec("\n".join(lines), names)
+        lines.append(f"if {test}: fail({number}, ({''.join(f'{text}, ' for text in claim.details)}))")
+    return _function(program, lines, fail=lambda number, details: _fail(claims[number], program.name, details))
+
+
+def array_sizes(program: Program, values: Sequence[Any], extents: Sequence[int]) -> dict[int, int]:
+    """Return how many elements the arrays need, by position of the parameter, where that is known before the launch.
+
+    In place of the arrays stands anything among the values.
+    """
+    sizes: dict[int, int] = {}
+
+    def need(position: int, count: int) -> None:
+        sizes[position] = max(sizes.get(position, 0), count)
+
+    lines = []
+    for claim in _claims(program):
+        if claim.needs:
+            test = " and ".join([*claim.guards, *claim.reached, "True"])
+            lines.append(f"if {test}: need({claim.needs[0].removeprefix('v')}, {claim.needs[1]})")
+    _function(program, lines, need=need)(values, extents)
+    return sizes
+
+
+def _claims(program: Program) -> list[_Claim]:
+    found = _Finder(program)
+    found.body(program.body, ())
+    return [*found.views(), *found.claims]
+
+
+def _function(program: Program, body: Sequence[str], **names: Any) -> Check:
+    """Compile statements over the arguments `v0` and so on, and the grid's extents `g0` and so on."""
+    arguments = "".join(f"v{i}, " for i in range(len(program.params)))
+    grid = "".join(f"g{i}, " for i in range(len(program.grid)))
+    lines = ["def check(values, extents):", f"{arguments}= values", f"{grid}= extents", *body]
+    exec("\n ".join(lines), names)
     check: Check = names["check"]
     return check
 
@@ -69,7 +97,8 @@ def bounds_check(program: Program) -> Check | None:
 class _Claim:
     """An access that leaves its array where all `guards`, `breach` and `reached` hold: Python expressions.
 
-    `breach` makes sense under `guards`; what else must hold is asked last, for `breach` is almost never true.
+    `breach` makes sense under `guards`; what else must hold is asked last, for `breach` is almost never true. `needs`
+    are the array's name and how many elements it must have, where the claim is about that.
     """
 
     guards: tuple[str, ...]
@@ -79,6 +108,7 @@ class _Claim:
     message: str  # a format of the details
     hint: str
     loc: Loc | None
+    needs: tuple[str, str] | None = None
 
 
 def _fail(claim: _Claim, kernel: str, details: tuple[Any, ...]) -> NoReturn:
@@ -186,7 +216,8 @@ class _Finder:
         hint = "pass the extents and strides that the array has, or a larger array"
         breach, there = self.beyond(made.ptr, needed)
         message, details = what + " needs {} elements, the array has {}", (*shape, needed, there)
-        claims = [_Claim(view.guards, breach, tuple(reached), details, message, hint, made.loc)]
+        needs = self.names[made.ptr], needed
+        claims = [_Claim(view.guards, breach, tuple(reached), details, message, hint, made.loc, needs)]
         if first:
             message, details = what + " begins {} elements before the array", (*shape, f"-({first})")
             claims.append(_Claim(view.guards, f"{first} < 0", tuple(reached), details, message, hint, made.loc))
@@ -210,7 +241,8 @@ class _Finder:
             breach = f"({breach} or {low} < 0)"
         message = f"elements {{}} to {{}} of {ptr.name!r} are read, the array has {{}}"
         hint = "pass a longer array, or launch fewer blocks"
-        self.claims.append(_Claim(guards, breach, (), (low, high, there), message, hint, loc))
+        needs = self.names[ptr], f"{high} + 1"
+        self.claims.append(_Claim(guards, breach, (), (low, high, there), message, hint, loc, needs))
 
     def tile(
         self, tensor: Tensor, offset: Sequence[Expr], shape: Sequence[int], dims: Sequence[int],

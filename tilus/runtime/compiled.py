@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tilus import vm
 from tilus.errors import LaunchError, TilusError
 from tilus.ir.instructions import AtomicAdd, GlobalView, StoreGlobal
 from tilus.ir.node import walk
@@ -18,9 +17,11 @@ from tilus.ir.stmt import InstStmt
 from tilus.ir.target import Target
 from tilus.passes.pipeline import lower
 from tilus.runtime import cache
-from tilus.runtime.arguments import Buffer, as_numpy, check_argument, check_writable, copy_back, make_contiguous
-from tilus.runtime.backends import BACKENDS, Files, Launch
+from tilus.runtime.arguments import Buffer, check_argument, check_writable, copy_back, make_contiguous
+from tilus.runtime.backends import BACKENDS, LOADERS
 from tilus.runtime.bounds import Check, bounds_check
+from tilus.runtime.built import Files, Launch
+from tilus.runtime.certificate import Certificate, certify
 from tilus.runtime.grid import Grid, check_grid, grid_function
 from tilus.runtime.knobs import knobs
 from tilus.runtime.resources import Resources, read_resources
@@ -59,7 +60,7 @@ class CompiledKernel:
     @cached_property
     def ir(self) -> Program:
         """The lowered program."""
-        return lower(self.program, self.target, hook=_dump_hook(self.program, self.target))
+        return lower(self.program, self.target.code, hook=_dump_hook(self.program, self.target))
 
     @cached_property
     def files(self) -> Files:
@@ -67,12 +68,13 @@ class CompiledKernel:
         backend = BACKENDS.get(self.target.kind)
         if backend is None:
             return {}
+        target = self.target.code
         key = cache.cache_key(
-            ir=to_text(self.program), target=repr(self.target), versions=backend.version(), compiler=cache.fingerprint()
+            ir=to_text(self.program), target=repr(target), versions=backend.version(), compiler=cache.fingerprint()
         )
         found = None if knobs.always_compile else cache.get(key, backend.names)
         if found is None:
-            found = backend.build(self.ir, self.target)
+            found = backend.build(self.ir, target)
             cache.put(key, found)
         elif knobs.dump_dir:
             _ = self.ir  # lowered again, for the dump alone
@@ -133,7 +135,7 @@ class CompiledKernel:
 
     @cached_property
     def _launch(self) -> Launch:
-        return BACKENDS[self.target.kind].load(self.program, self.files)
+        return LOADERS[self.target.machine](self)
 
     @cached_property
     def written(self) -> frozenset[int]:
@@ -145,10 +147,34 @@ class CompiledKernel:
 
     def launch(self, *args: Any) -> None:
         """Run the kernel on arguments that live where the target is."""
-        values = [check_argument(n, k, a) for n, k, a in zip(self._names, self._kinds, args, strict=True)]
-        self.launch_values(values, args)
+        self.launch_values(self._checked(args), args)
 
-    def launch_values(self, values: list[Buffer | int | float], args: Sequence[Any]) -> None:
+    def check(self, *args: Any, landings: Sequence[str] = ("late", "early")) -> Certificate:
+        """Run the PTX of a CUDA target on the CPU and say what was found; see `Certificate`.
+
+        Parameters
+        ----------
+        *args
+            As for `launch`: arrays on the CPU, which are written to, and numbers.
+        landings : sequence of str
+            When asynchronous copies land, in a run for each: as `late` as they may, or `early`.
+        """
+        found: list[Certificate] = []
+
+        def run(values: Sequence[Buffer | int | float], arrays: Sequence[Any], extents: Sequence[int]) -> None:
+            found.append(certify(self, values, arrays, extents, landings))
+
+        self.launch_values(self._checked(args), args, run)
+        if not found:
+            raise LaunchError(f"kernel {self.program.name!r} has no blocks for these arguments")
+        return found[0]
+
+    def _checked(self, args: Sequence[Any]) -> list[Buffer | int | float]:
+        return [check_argument(n, k, a) for n, k, a in zip(self._names, self._kinds, args, strict=True)]
+
+    def launch_values(
+        self, values: list[Buffer | int | float], args: Sequence[Any], launch: Launch | None = None
+    ) -> None:
         """Run the kernel on checked arguments: what to pass, and the objects behind it.
 
         Arrays need not be contiguous: such a one is copied, and copied back if the kernel writes to it.
@@ -156,13 +182,13 @@ class CompiledKernel:
         for i in self.written:
             check_writable(self._names[i], args[i])
         arrays, values, copies = make_contiguous(args, values)
-        self.run(values, arrays)
+        self.run(values, arrays, launch)
         for i in copies:
             if i in self.written:
                 copy_back(arrays[i], args[i])
 
-    def run(self, values: Sequence[Buffer | int | float], arrays: Sequence[Any]) -> None:
-        """Run on checked values; `arrays` are the objects behind them.
+    def run(self, values: Sequence[Buffer | int | float], arrays: Sequence[Any], launch: Launch | None = None) -> None:
+        """Run on checked values; `arrays` are the objects behind them. By default on the target's machine.
 
         Raises
         ------
@@ -178,10 +204,7 @@ class CompiledKernel:
         except ZeroDivisionError as error:
             given = ", ".join(f"{n}={v}" for n, v in zip(self._names, values, strict=True) if not isinstance(v, Buffer))
             raise LaunchError(f"kernel {self.program.name!r} divides by zero for {given}") from error
-        if self.target.kind == "vm":
-            vm.run(self.program, [as_numpy(a) for a in arrays])
-        else:
-            self._launch(values, extents)
+        (launch or self._launch)(values, arrays, extents)
 
 
 def _folder(program: Program, target: Target) -> Path | None:

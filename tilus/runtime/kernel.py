@@ -82,7 +82,7 @@ def _target_of(values: Sequence[Buffer | int | float]) -> Target:
     if not knobs.target:
         return host_target() if device == "cpu" else device_target(device)
     chosen = find_target(knobs.target)
-    if (chosen.kind == "cuda") != (device != "cpu"):
+    if (chosen.machine == "cuda") != (device != "cpu"):
         raise LaunchError(
             f"TILUS_TARGET={chosen.name}, but the arguments live on {'the CPU' if device == 'cpu' else device}",
             hint="move them, or use compile(target=...) to look at the code",
@@ -146,7 +146,8 @@ class Kernel:
         *args : optional
             Example arguments, from which alignment and divisibility are read.
         target : str, optional
-            `cpu`, `vm`, `sm_80`, `sm_86`, `sm_89` or `sm_90a`; by default where `args` live.
+            `cpu`, `vm`, `sm_80`, `sm_86`, `sm_89` or `sm_90a`, or `simt:sm_90a` and so on, to run a GPU's code on the
+            CPU, checked; by default where `args` live.
         multiples : mapping, optional
             What callers promise by parameter name: alignment of a pointer in bytes (16 unless said), a divisor of an
             integer (1 unless said).

@@ -6,7 +6,7 @@
 =========================  ====================  =========================================================
 variable                   knob                  meaning
 =========================  ====================  =========================================================
-`TILUS_TARGET`             `target`              target of every call: `vm`, `cpu`, `sm_80`, ...
+`TILUS_TARGET`             `target`              target of every call: `vm`, `cpu`, `sm_80`, `simt:sm_90a`, ...
 `TILUS_CACHE_DIR`          `cache_dir`           folder of compiled kernels, `~/.cache/tilus` by default
 `TILUS_CACHE_SIZE`         `cache_size`          MiB that the cache may fill, 2048 by default: the oldest kernels go
 `TILUS_ALWAYS_COMPILE`     `always_compile`      compile even what the cache has
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from tilus.errors import TilusError
-from tilus.ir.target import TARGETS
+from tilus.ir.target import BY_NAME
 
 T = TypeVar("T")
 
@@ -55,9 +55,9 @@ class Knob(Generic[T]):
 
 
 def _target(value: Any) -> str | None:
-    if value is None or value in TARGETS:
+    if value is None or value in BY_NAME:
         return value  # type: ignore[no-any-return]
-    raise ValueError(f"one of {', '.join(TARGETS)}")
+    raise ValueError(f"one of {', '.join(BY_NAME)}")
 
 
 def _boolean(value: Any) -> bool:

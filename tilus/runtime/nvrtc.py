@@ -15,7 +15,7 @@ from typing import Any
 from tilus.errors import CompileError
 from tilus.runtime.toolchain import INSTALL_HINT, WHEELS, include_folder, wheel_version
 
-SOURCE_NAME = "kernel.cu"
+SOURCE_NAME = "/kernel.cu"  # before another name NVRTC puts the folder of the process, in what line information names
 _CONTEXT = 2  # lines shown before and after one with an error
 _MAX_EXCERPTS = 3
 _ERROR_LINE = re.compile(rf"^{re.escape(SOURCE_NAME)}\((\d+)\): (?:catastrophic )?error", re.MULTILINE)

@@ -112,6 +112,10 @@ class Resources:
         limits = self.blocks_by_limit(threads, dynamic_shared)
         return min(limits.values())
 
+    def occupied(self, threads: int) -> float:
+        """Return the share of the warps a multiprocessor can hold that blocks of `threads` threads fill."""
+        return self.occupancy(threads) * _ceil(threads, _WARP) / _multiprocessor(self.arch).warps
+
     def blocks_by_limit(self, threads: int, dynamic_shared: int | None = None) -> dict[str, int]:
         """Return the number of blocks that each limit alone would allow: the smallest one binds.
 

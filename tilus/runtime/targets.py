@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from typing import Literal, TypeAlias
 
 from tilus.ir.target import TARGETS, Target, target
 from tilus.runtime.cpu_features import host_cpu
+from tilus.runtime.knobs import knobs
+
+Device: TypeAlias = Literal["cuda", "cpu"]
 
 _LANE_BITS = 32
 
@@ -20,3 +24,12 @@ def host_target() -> Target:
 def find_target(name: str | Target) -> Target:
     """Return a target by name; `cpu` is this machine's."""
     return host_target() if name == "cpu" else target(name)
+
+
+def code_device(device: str) -> Device:
+    """Return the kind of device whose code a call with arrays on a device (`cpu`, `cuda:N`) runs.
+
+    For arrays of the CPU it is a GPU's where the knob `target` says to simulate one.
+    """
+    name = knobs.target
+    return "cuda" if device.startswith("cuda") or (name is not None and target(name).simulated) else "cpu"

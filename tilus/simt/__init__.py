@@ -8,7 +8,8 @@
 
 from tilus.simt import alu
 from tilus.simt.launch import run
-from tilus.simt.report import Finding, MemoryCount, Report
+from tilus.simt.report import Finding, MemoryCount, Report, Spot
+from tilus.simt.syntax import Instruction
 from tilus.simt.tensormap import TensorMap
 
-__all__ = ["Finding", "MemoryCount", "Report", "TensorMap", "alu", "run"]
+__all__ = ["Finding", "Instruction", "MemoryCount", "Report", "Spot", "TensorMap", "alu", "run"]

@@ -93,9 +93,7 @@ class Access:
 
     def report(self, kind: str, text: str, part: Part) -> None:
         """Report a fault of all elements of a part."""
-        address = int(part.addresses[0])
-        buffer = self.machine.describe(part.space, address)
-        self.machine.find(kind, text, self.code, part.threads, address=address, buffer=buffer)
+        self.machine.find_at(kind, text, self.code, part.threads, part.space, int(part.addresses[0]))
 
     # --- checks ---------------------------------------------------------------------------------------------------
 

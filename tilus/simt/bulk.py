@@ -100,8 +100,7 @@ class BulkCopies:
             transfer.cells["read"] = cells
 
     def _fault(self, kind: str, text: str, transfer: Transfer, address: int) -> None:
-        buffer = self.machine.describe(transfer.from_space, address)
-        self.machine.find(kind, text, transfer.code, [transfer.thread], address=address, buffer=buffer)
+        self.machine.find_at(kind, text, transfer.code, [transfer.thread], transfer.from_space, address)
 
     def _check_target(self, transfer: Transfer, address: int) -> None:
         shadow = self.machine.shadows.get(transfer.to_space)

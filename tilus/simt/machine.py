@@ -21,7 +21,7 @@ from tilus.errors import VMError
 from tilus.simt.formats import Array
 from tilus.simt.memory import GlobalMemory, Memory, SharedMemory
 from tilus.simt.program import Program
-from tilus.simt.report import Finding, Index3, Report
+from tilus.simt.report import Finding, Index3, Report, Spot
 from tilus.simt.shadow import Clocks, Conflict, Shadow, epoch_code, epoch_thread, is_pending
 from tilus.simt.syntax import Instruction, Register
 
@@ -153,8 +153,7 @@ class Machine:
             if is_pending(epoch):
                 kind, message = "pending", f"{verb} where an asynchronous {access} by {self.name(epoch)} is under way"
             address = int(addresses[conflict.element[0]])
-            buffer = self.describe(space, address)
-            self.find(kind, message, code, threads[conflict.element], address=address, buffer=buffer, other=other)
+            self.find_at(kind, message, code, threads[conflict.element], space, address, other=other)
 
     def name(self, epoch: int) -> str:
         """Return the name of the thread of an epoch."""
@@ -166,11 +165,14 @@ class Machine:
         block, inside = self.index3(thread)
         return f"thread {inside} of block {block}"
 
-    def describe(self, space: str, address: int) -> str:
-        """Return the name of what lies at an address."""
-        if space == "global":
-            return self.globals.describe(address)
-        return self.shared.describe(address) if space == "shared" else f"{space} memory at byte {address}"
+    def find_at(
+        self, kind: str, message: str, code: int, threads: Array | Sequence[int], space: str, address: int, **more: Any
+    ) -> None:
+        """Report a fault at an address."""
+        spot: Spot | None = Spot(f"{space} memory", address)
+        if space in ("global", "shared"):
+            spot = (self.globals if space == "global" else self.shared).spot(address)
+        self.find(kind, message, code, threads, address=address, space=space, spot=spot, **more)
 
     # --- proceeding -------------------------------------------------------------------------------------------------
 
@@ -205,8 +207,9 @@ class Machine:
             elif not any(land() for land in self.idle):
                 break
         else:
+            going = self.numbers[self.pc < PARKED]
             text = f"no end after {tick} pieces of code: a loop on what never comes?"
-            self.find("deadlock", text, -1, self.numbers[self.pc < PARKED])
+            self.find("deadlock", text, self.before(int(self.pc[going[0]])), going)
             return
         if (self.pc == PARKED).any():
             self.deadlock()
@@ -241,7 +244,13 @@ class Machine:
         waits = [text for unit in self.waiting for text in unit()]
         parked = np.flatnonzero(self.pc == PARKED)
         text = "\n    ".join(waits[:8] + ([f"... and {len(waits) - 8} more"] if len(waits) > 8 else []))
-        self.find("deadlock", f"{len(parked)} threads wait for ever:\n    {text}", -1, parked)
+        where = self.before(int(self.resume[parked[0]]))
+        self.find("deadlock", f"{len(parked)} threads wait for ever:\n    {text}", where, parked)
+
+    def before(self, piece: int) -> int:
+        """Return the position of the last instruction before a piece."""
+        starts = [*self.program.leaders, len(self.program.code)]
+        return max(starts[piece] - 1, 0)
 
 
 def as_group(threads: Array, total: int) -> Group:

@@ -86,8 +86,7 @@ class Barriers:
         """Return the barrier at a place; that there is none is a fault."""
         barrier = self.all.get(place)
         if barrier is None:
-            text, buffer = "there is no initialised mbarrier", self.machine.describe("shared", address)
-            self.machine.find("barrier", text, code, threads, address=address, buffer=buffer)
+            self.machine.find_at("barrier", "there is no initialised mbarrier", code, threads, "shared", address)
         return barrier
 
     def arrive(self, barrier: Barrier, count: int, code: int, threads: Array, row: Array | None) -> None:
@@ -112,8 +111,7 @@ class Barriers:
         self.advance(barrier)
 
     def _fault(self, barrier: Barrier, text: str, code: int, threads: Array) -> None:
-        buffer = self.machine.describe("shared", barrier.address)
-        self.machine.find("barrier", text, code, threads, address=barrier.address, buffer=buffer)
+        self.machine.find_at("barrier", text, code, threads, "shared", barrier.address)
 
     def advance(self, barrier: Barrier) -> None:
         """End the phase if nothing is pending."""
@@ -185,7 +183,7 @@ class Barriers:
         """Return who waits for what."""
         texts = []
         for barrier in self.all.values():
-            name = f"mbarrier {self.machine.describe('shared', barrier.address)}"
+            name = f"mbarrier {self.machine.shared.spot(barrier.address)}"
             missing = f"{barrier.pending} arrivals and {barrier.bytes} bytes are missing"
             for w in barrier.waiters:
                 place = self.machine.program.code[w.code]

@@ -14,6 +14,7 @@ import numpy as np
 
 from tilus.simt.formats import Array
 from tilus.simt.program import SHARED_BASE
+from tilus.simt.report import Spot
 
 WINDOW_BITS = 36
 SPACE_BITS = 56
@@ -104,13 +105,13 @@ class GlobalMemory(Memory):
         offsets = (addresses & np.uint64((1 << WINDOW_BITS) - 1)).astype(np.int64)
         return self.starts[windows] + offsets, offsets + nbytes <= self.sizes[windows]
 
-    def describe(self, address: int) -> str:
-        """Return the name of the buffer that an address is nearest to, and the offset."""
+    def spot(self, address: int) -> Spot | None:
+        """Return the place in the buffer that an address is nearest to."""
         number = (address + (1 << (WINDOW_BITS - 1))) >> WINDOW_BITS
         if not 1 <= number <= len(self.buffers):
-            return "no buffer"
+            return None
         buffer = self.buffers[number - 1]
-        return f"{buffer.name} ({buffer.nbytes} bytes) at byte {address - (number << WINDOW_BITS)}"
+        return Spot(buffer.name, address - (number << WINDOW_BITS), buffer.nbytes)
 
 
 class SharedMemory(Memory):
@@ -142,9 +143,9 @@ class SharedMemory(Memory):
             blocks = np.where(rank > 0, blocks // cluster * cluster + rank - 1, blocks)
         return blocks * self.stride + offsets, good
 
-    def describe(self, address: int) -> str:
-        """Return the name of the variable that an address lies in or behind, and the offset."""
+    def spot(self, address: int) -> Spot:
+        """Return the place in the variable that an address lies in or behind."""
         address &= (1 << RANK_SHIFT) - 1
         found = [(at, name) for at, name in self.names if at <= address]
         at, name = found[-1] if found else (SHARED_BASE, "shared memory")
-        return f"{name} at byte {address - at}"
+        return Spot(name, address - at)

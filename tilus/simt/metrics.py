@@ -15,14 +15,16 @@ def count(report: Report, code: Instruction, space: str, addresses: Array, threa
     """Add one access of some threads to a report."""
     entry = report.memory.setdefault(code, MemoryCount())
     warps = threads >> 5
-    entry.requests += len(np.unique(warps))
+    requests = len(np.unique(warps))
     where = np.asarray(addresses).astype(np.int64)
     if space == "shared":
         actual, ideal = wavefronts(where, threads, nbytes)
+        entry.shared_requests += requests
         entry.wavefronts += actual
         entry.ideal_wavefronts += ideal
     else:
         actual, ideal = sectors(where, warps, nbytes)
+        entry.global_requests += requests
         entry.sectors += actual
         entry.ideal_sectors += ideal
 

@@ -13,6 +13,29 @@ _MOST_SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True)
+class Spot:
+    """A place in memory.
+
+    Attributes
+    ----------
+    name : str
+        Of the parameter or variable there, or before it.
+    offset : int
+        From its start, in bytes.
+    nbytes : int or None
+        Its size, where that is known.
+    """
+
+    name: str
+    offset: int
+    nbytes: int | None = None
+
+    def __str__(self) -> str:
+        size = "" if self.nbytes is None else f" ({self.nbytes} bytes)"
+        return f"{self.name}{size} at byte {self.offset}"
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """One fault.
 
@@ -28,8 +51,10 @@ class Finding:
         Indices of the first thread at fault.
     address : int or None
         As the instruction gave it.
-    buffer : str
-        Name of the parameter or variable, with the offset in bytes.
+    space : str
+        `shared`, `global`, ...: the memory that the address is of.
+    spot : Spot or None
+        What lies at the address; None if nothing is near.
     other : Instruction or None
         The other side of a race.
     """
@@ -40,8 +65,14 @@ class Finding:
     block: Index3 | None = None
     thread: Index3 | None = None
     address: int | None = None
-    buffer: str = ""
+    space: str = ""
+    spot: Spot | None = None
     other: Instruction | None = None
+
+    @property
+    def buffer(self) -> str:
+        """What lies at the address, as text."""
+        return str(self.spot) if self.spot else "no buffer" if self.space == "global" else ""
 
     @property
     def line(self) -> int:
@@ -72,19 +103,22 @@ class MemoryCount:
 
     Attributes
     ----------
-    requests : int
-        Warps that executed it.
-    wavefronts, ideal_wavefronts : int
-        Passes through the shared memory's banks, and how many the bytes need at least.
-    sectors, ideal_sectors : int
-        Distinct groups of 32 bytes of global memory, and how many the distinct bytes need at least.
+    shared_requests, wavefronts, ideal_wavefronts : int
+        Accesses of warps to shared memory, passes through its banks, and how many the bytes need at least.
+    global_requests, sectors, ideal_sectors : int
+        Accesses of warps to global memory, distinct groups of 32 bytes there, and how many the distinct bytes need at
+        least.
     """
 
-    requests: int = 0
+    shared_requests: int = 0
     wavefronts: int = 0
     ideal_wavefronts: int = 0
+    global_requests: int = 0
     sectors: int = 0
     ideal_sectors: int = 0
+
+    def __add__(self, other: MemoryCount) -> MemoryCount:
+        return MemoryCount(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
 
 
 @dataclass(slots=True)
@@ -124,10 +158,13 @@ class Report:
 
     def add(self, finding: Finding, times: int = 1) -> None:
         """Keep a finding unless there is one of its kind for the same instructions; count it in any case."""
-        key = (finding.kind, finding.instruction, finding.other)
-        if key not in self.times or finding.instruction is None:
+        if not self.times_of(finding) or finding.instruction is None:
             self.findings.append(finding)
-        self.times[key] += times
+        self.times[finding.kind, finding.instruction, finding.other] += times
+
+    def times_of(self, finding: Finding) -> int:
+        """Return how often a fault occurred."""
+        return self.times[finding.kind, finding.instruction, finding.other]
 
     def check(self) -> Report:
         """Return the report itself if nothing was found.
@@ -159,7 +196,7 @@ class Report:
             return head + "no findings"
         texts = []
         for finding in self.findings[:_MOST_SHOWN]:
-            times = self.times[finding.kind, finding.instruction, finding.other]
+            times = self.times_of(finding)
             texts.append(str(finding) + (f"\n  {times} times" if times > 1 else ""))
         if len(self.findings) > _MOST_SHOWN:
             texts.append(f"... and {len(self.findings) - _MOST_SHOWN} more")

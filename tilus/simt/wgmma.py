@@ -181,9 +181,7 @@ class TensorCores:
         return places_[:1] % self.machine.shared.stride + SHARED_BASE
 
     def _fault(self, kind: str, text: str, product: Product, where: Array) -> None:
-        address = int(where[0])
-        buffer = self.machine.describe("shared", address)
-        self.machine.find(kind, text, product.code, product.threads, address=address, buffer=buffer)
+        self.machine.find_at(kind, text, product.code, product.threads, "shared", int(where[0]))
 
     def agent(self, product: Product) -> int:
         """Return the number of a warpgroup's tensor cores for the detector of races."""
@@ -374,8 +372,7 @@ def _descriptor(context: Context, read: Read, threads: Array, rows: int, kind: s
     addresses = operand_addresses(descriptor, rows, k, _NBYTES.get(kind, 1), mn_major)
     offsets = addresses - SHARED_BASE
     if offsets.min() < 0 or offsets.max() >= machine.shared.size:
-        address = int(addresses.max())
-        machine.find("bounds", "a product's operand is out of bounds", code, threads, address=address,
-                     buffer=machine.describe("shared", address))  # fmt: skip
+        text = "a product's operand is out of bounds"
+        machine.find_at("bounds", text, code, threads, "shared", int(addresses.max()))
         return None
     return offsets + int(machine.block_of[threads[0]]) * machine.shared.stride

@@ -8,6 +8,7 @@ import numpy as np
 
 from tilus.dtypes import BlockScaled, DataType, block_format
 from tilus.errors import DTypeError, QuantizeError
+from tilus.runtime.targets import code_device
 from tilus.runtime.weights.packing import native_pack
 from tilus.runtime.weights.weight import QuantizedWeight, WeightFormat, ZeroPoint, like
 
@@ -44,7 +45,7 @@ def quantize_blocks(
     """
     zero = _zero_point(form)
     quantized = form.quantize(values)
-    pack = native_pack(form.element, "cuda" if device.startswith("cuda") else "cpu", weight_dtype)
+    pack = native_pack(form.element, code_device(device), weight_dtype)
     narrow = form.scale.nbits == 8
     scale_type = np.dtype(np.uint8) if narrow else form.scale.numpy_dtype
     assert scale_type is not None, "checked by _zero_point"

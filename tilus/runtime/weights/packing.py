@@ -16,7 +16,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from math import gcd, prod
-from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -27,9 +26,7 @@ from tilus.ir.parser import parse_dtype
 from tilus.ir.types import dtype_text
 from tilus.layouts import BitLayout, RegisterLayout, column_local, index_table, local, parse, parse_bits, spatial
 from tilus.layouts.bits import pattern_of, whole_unit
-from tilus.runtime.targets import host_target
-
-Device: TypeAlias = Literal["cuda", "cpu"]
+from tilus.runtime.targets import Device, host_target
 
 # m16n8k16: a lane's registers of a 16x16 tile of the left operand (PTX ISA, "Matrix fragments for mma.m16n8k16").
 FRAGMENT = column_local(2, 2) * spatial(8, 4) * local(1, 2)

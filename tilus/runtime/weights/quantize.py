@@ -15,6 +15,7 @@ from tilus.dtypes import BlockScaled, DataType
 from tilus.dtypes import dtype as find_dtype
 from tilus.errors import QuantizeError
 from tilus.runtime.arguments import as_numpy, describe, is_torch
+from tilus.runtime.targets import code_device
 from tilus.runtime.weights.block_scaled import format_named, quantize_blocks
 from tilus.runtime.weights.packing import PACKS, native_pack
 from tilus.runtime.weights.weight import QuantizedWeight, WeightFormat, ZeroPoint, as_dtype, like
@@ -69,7 +70,7 @@ def quantize(
     if scale_type.name not in FLOATS[:3]:
         raise QuantizeError(f"scale_dtype must be f16, bf16 or f32, got {scale_type}")
     codes, scales, zeros = _quantize_rows(source, kind, int(group_size), zero, scale_type)
-    pack = native_pack(kind, "cuda" if given.device.startswith("cuda") else "cpu", given.dtype)
+    pack = native_pack(kind, code_device(given.device), given.dtype)
     return QuantizedWeight(
         WeightFormat(pack, int(group_size), zero),
         (source.shape[0], source.shape[1]),

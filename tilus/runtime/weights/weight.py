@@ -12,7 +12,8 @@ import numpy as np
 from tilus.dtypes import DataType, dtype
 from tilus.errors import QuantizeError
 from tilus.runtime.arguments import DTYPES, as_numpy, is_torch
-from tilus.runtime.weights.packing import Device, PackLayout, native_pack, native_packs
+from tilus.runtime.targets import Device
+from tilus.runtime.weights.packing import PackLayout, native_pack, native_packs
 
 ZeroPoint = Literal["none", "half", "tensor"]
 _FORMAT = re.compile(

@@ -58,7 +58,7 @@ def run(tmp_path, monkeypatch):
 
 def test_every_command_has_help(run) -> None:
     commands = run("--help")
-    for name in ("cache", "compile", "demo", "doctor", "dtypes", "layout"):
+    for name in ("cache", "check", "compile", "demo", "doctor", "dtypes", "layout"):
         assert name in commands
         assert "Usage" in run(name, "--help")
 
@@ -82,7 +82,7 @@ def test_doctor_survives_what_is_missing(run, monkeypatch) -> None:
     def missing() -> str:
         raise tilus.TilusError("nvdisasm was not found", hint="install it")
 
-    monkeypatch.setattr("tilus.cli._nvdisasm", missing)
+    monkeypatch.setattr("tilus.cli.doctor._nvdisasm", missing)
     rows = {row["item"]: row for row in json.loads(run("doctor", "--json"))}
     assert rows["nvdisasm"]["found"] == "-"
     assert "nvdisasm was not found" in rows["nvdisasm"]["state"]
