@@ -27,7 +27,7 @@ CPUS = {"this cpu": HERE, **{f"{n} lanes": replace(TARGETS["cpu"], lanes=n) for 
 GPUS = [TARGETS["sm_80"], TARGETS["sm_90a"]]  # of equal warps: one program for both
 
 
-@examples(1)
+@examples(0.6)
 @given(programs(GPUS[0]), st.integers(0, 3))
 def test_lowered_for_gpus(program: Program, seed: int) -> None:
     args = arguments(seed)

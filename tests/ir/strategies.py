@@ -8,7 +8,7 @@ is left out: operators are rounded once, sums are of integers. So any two machin
 from __future__ import annotations
 
 import string
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from hypothesis import strategies as st
@@ -74,16 +74,24 @@ class Scope:
     inputs: dict[DataType, Var]
     outputs: dict[DataType, Var]
     n: Var
-    threads: int  # of the layouts that a program names
+    machine: Target  # whose threads the layouts that a program names have
+    warps: int
+    portable: bool  # it names no layouts, so that machines of other threads run it too
     tiles: list[Tensor] = field(default_factory=list)
     scalars: list[Var] = field(default_factory=list)
     written: dict[DataType, int] = field(default_factory=dict)  # elements of outputs that each block has used
 
     def inner(self) -> Scope:
         """What is defined in a branch or loop is unknown after it."""
-        return Scope(
-            self.b, self.inputs, self.outputs, self.n, self.threads, [*self.tiles], [*self.scalars], self.written
-        )
+        return replace(self, tiles=[*self.tiles], scalars=[*self.scalars])
+
+    @property
+    def threads(self) -> int:
+        return self.machine.num_threads(self.warps)
+
+    def can_add(self, dt: DataType) -> bool:
+        """Whether memory of a type can be added to: GPUs do not with bytes."""
+        return dt.nbits >= (16 if self.machine.kind == "cuda" else 8)
 
 
 def literals(dt: DataType) -> st.SearchStrategy[Expr]:
@@ -215,7 +223,7 @@ def _store_global(draw, scope: Scope) -> None:
         tile = scope.b.inst(Cast(tile, i8), "whole")
     if tile.type.dtype != dt:
         tile = scope.b.inst(Cast(tile, dt), "stored")
-    make = draw(st.sampled_from([StoreGlobal, AtomicAdd])) if dt.nbits >= 8 else StoreGlobal
+    make = draw(st.sampled_from([StoreGlobal, AtomicAdd])) if scope.can_add(dt) else StoreGlobal
     if len(tile.type.shape) == 2 and draw(st.booleans()):
         _store_matrix(draw, scope, make, tile)
     elif (start := _reserve(scope, dt, tile.type.numel)) is not None:
@@ -293,6 +301,8 @@ def _copy(draw, scope: Scope) -> None:
 
 
 def _convert_layout(draw, scope: Scope) -> None:
+    if scope.portable:
+        return
     tile = _tile(draw, scope)
     layout = auto_local_spatial(scope.threads, tile.type.shape)
     _add(draw, scope, ConvertLayout(tile, layout))
@@ -300,6 +310,8 @@ def _convert_layout(draw, scope: Scope) -> None:
 
 def _view(draw, scope: Scope) -> None:
     """Bytes to narrower types, in a layout that is known on both sides."""
+    if scope.portable:
+        return
     tile = _tile(draw, scope, lambda t: t.type.dtype in (u8, i8))
     layout = auto_local_spatial(scope.threads, tile.type.shape)
     laid = scope.b.inst(ConvertLayout(tile, layout), "laid")
@@ -445,14 +457,17 @@ def _statements(draw, scope: Scope, most: int, kinds=_SIMPLE) -> None:
 
 
 @st.composite
-def programs(draw, machine: Target = TARGETS["vm"]) -> Program:
-    """A well-typed program that runs without fault on `arguments()`; layouts in it are of the threads of a machine."""
+def programs(draw, machine: Target = TARGETS["vm"], *, portable: bool = False) -> Program:
+    """A well-typed program that runs without fault on `arguments()`.
+
+    Layouts in it are of the threads of a machine; with `portable` it names none.
+    """
     b = Builder(draw(st.sampled_from(["kernel", "k2"])))
     inputs = {d: b.pointer(f"in_{d}", d, draw(st.sampled_from([1, 16]))) for d in INPUTS}
     outputs = {d: b.pointer(f"out_{d}", d, draw(st.sampled_from([2, 16]))) for d in OUTPUTS}
     n = b.scalar("n", i32, draw(st.sampled_from([1, 2, 4])))
     warps = draw(st.sampled_from([1, 2]))
-    scope = Scope(b, inputs, outputs, n, machine.num_threads(warps))
+    scope = Scope(b, inputs, outputs, n, machine, warps, portable)
     _statements(draw, scope, 8, _SIMPLE + _NESTED)
     _store_global(draw, scope)
     return b.program((op("floordiv", n, 2), *((const(1),) if draw(st.booleans()) else ())), warps)

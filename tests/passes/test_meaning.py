@@ -6,7 +6,6 @@ Inputs are small integers, so that sums in any order are exact and results must 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,39 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.agreement.machines import examples
+from tests.passes.generator import tile_arguments, tile_programs
 from tests.passes.programs import ZERO, chained, matmul, matrix, quantized, softmax, vector_add
 from tilus import vm
 from tilus.dtypes import f16, f32
 from tilus.ir.builder import Builder, op
-from tilus.ir.expr import Expr, Tensor, const
-from tilus.ir.instructions import (
-    AllocShared,
-    Cast,
-    CommitGroup,
-    Copy,
-    CopyAsync,
-    Dot,
-    Elementwise,
-    Full,
-    GlobalView,
-    LoadGlobal,
-    LoadShared,
-    Reduce,
-    Reshape,
-    Slice,
-    StoreGlobal,
-    StoreShared,
-    Sync,
-    Transpose,
-    WaitGroup,
-)
-from tilus.ir.printer import to_text
+from tilus.ir.expr import const
+from tilus.ir.instructions import LoadGlobal, StoreGlobal
 from tilus.ir.program import Program
 from tilus.ir.target import TARGETS
-from tilus.ir.types import SharedType
 from tilus.layouts import column_local, local, spatial
 from tilus.passes.pipeline import lower
-from tilus.passes.tensors import register_type
 
 Arrays = list[np.ndarray[Any, Any] | int]
 
@@ -169,192 +146,11 @@ def test_packed_weights(target: str) -> None:
 # --- random programs ------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Generator:
-    """Draws a program over f32 tiles whose values stay small integers."""
-
-    draw: st.DrawFn
-    builder: Builder = field(default_factory=lambda: Builder("random"))
-    tiles: list[Tensor] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        _, self.source = matrix(self.builder, "x", f32, const(40), const(24))
-        self.out = self.builder.pointer("y", f32, 16)
-        self.written = 0
-
-    def shape(self, tile: Tensor) -> tuple[int, ...]:
-        return register_type(tile).shape
-
-    def pick(self) -> Tensor:
-        return self.draw(st.sampled_from(self.tiles))
-
-    def load(self) -> Tensor:
-        shape = self.draw(st.sampled_from([(8, 8), (16, 8), (8, 16), (16, 16), (1, 16), (16, 1)]))
-        offset = const(self.draw(st.sampled_from([0, 3, 8, 30]))), const(self.draw(st.sampled_from([0, 2, 8, 20])))
-        return self.builder.inst(LoadGlobal(self.source, offset, shape, (0, 1)), "loaded")
-
-    def clipped(self, x: Tensor) -> Tensor:
-        low = self.builder.inst(Elementwise("max", (x, const(-4.0, f32))))
-        return self.builder.inst(Elementwise("min", (low, const(4.0, f32))), "clipped")
-
-    def elementwise(self) -> Tensor:
-        x = self.pick()
-        alike = [t for t in self.tiles if self.fits(self.shape(t), self.shape(x))]
-        y: Tensor | Expr = self.draw(st.sampled_from([*alike, const(2.0, f32)]))
-        return self.clipped(self.builder.inst(Elementwise(self.draw(st.sampled_from(["add", "sub", "max"])), (x, y))))
-
-    def fits(self, a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-        return len(a) == len(b) and all(m in (1, n) or n == 1 for m, n in zip(a, b, strict=True))
-
-    def reshaped(self) -> Tensor:
-        x = self.pick()
-        rows, columns = self.shape(x)
-        match self.draw(st.sampled_from(["transpose", "reshape", "slice", "reduce"])):
-            case "transpose":
-                return self.builder.inst(Transpose(x, (1, 0)), "turned")
-            case "reshape":
-                p = self.draw(st.sampled_from([p for p in (1, 2, 4, 8, 16) if rows * columns % p == 0]))
-                return self.builder.inst(Reshape(x, (p, rows * columns // p)), "reshaped")
-            case "slice":
-                shape = tuple(self.draw(st.integers(1, n)) for n in (rows, columns))
-                offset = tuple(self.draw(st.integers(0, n - m)) for n, m in zip((rows, columns), shape, strict=True))
-                return self.builder.inst(Slice(x, offset, shape), "part")
-            case _:
-                dim = self.draw(st.integers(0, 1))
-                how = self.draw(st.sampled_from(["sum", "max", "min"]))
-                return self.clipped(self.builder.inst(Reduce(x, how, dim, True), "reduced"))
-
-    def product(self) -> Tensor:
-        a = self.pick()
-        m, k = self.shape(a)
-        fitting = [t for t in self.tiles if self.shape(t)[0] == k]
-        b = self.draw(st.sampled_from(fitting)) if fitting else self.builder.inst(Transpose(a, (1, 0)), "at")
-        acc = self.builder.inst(Full(const(1.0, f32), (m, self.shape(b)[1])), "acc")
-        if self.draw(st.booleans()):
-            a, b = (self.builder.inst(Cast(x, f16), "half") for x in (a, b))
-        return self.clipped(self.builder.inst(Dot(a, b, acc), "product"))
-
-    def fragments(self) -> Tensor:
-        """Return a product that tensor cores can do, of what was loaded or computed or has come through shared memory."""
-        m, n = self.draw(st.sampled_from([16, 32])), self.draw(st.sampled_from([8, 16]))
-        a, b = self.halves(m, 16), self.halves(16, n)
-        acc = self.builder.inst(Full(const(1.0, f32), (m, n)), "acc")
-        return self.clipped(self.builder.inst(Dot(a, b, acc), "mma"))
-
-    def halves(self, rows: int, columns: int) -> Tensor:
-        """Return an f16 tile: of one that is there if its shape fits, or from memory, by way of shared memory or not."""
-        fitting = [t for t in self.tiles if self.shape(t) == (rows, columns)]
-        if fitting and self.draw(st.booleans()):
-            return self.builder.inst(Cast(self.draw(st.sampled_from(fitting)), f16), "half")
-        loaded = self.builder.inst(LoadGlobal(self.source, (ZERO, ZERO), (rows, columns), (0, 1)), "loaded")
-        x = self.builder.inst(Cast(loaded, f16), "half")
-        if self.draw(st.booleans()):
-            return x
-        s = self.builder.inst(AllocShared(f16, (rows, columns)), "s")
-        self.builder.inst(Sync())
-        self.builder.inst(StoreShared(s, x, (ZERO, ZERO), (0, 1)))
-        self.builder.inst(Sync())
-        return self.builder.inst(LoadShared(s, (ZERO, ZERO), (rows, columns), (0, 1)), "back")
-
-    def trip(self) -> Tensor:
-        x = self.pick()
-        kind = self.draw(st.sampled_from([f32, f16]))
-        if kind == f16:
-            x = self.builder.inst(Cast(x, f16), "half")
-        s = self.builder.inst(AllocShared(kind, self.shape(x)), "s")
-        self.builder.inst(Sync())  # in a loop, the last turn's readers are done
-        self.builder.inst(StoreShared(s, x, (ZERO, ZERO), (0, 1)))
-        self.builder.inst(Sync())
-        return self.part_of(s)
-
-    def staged(self) -> Tensor:
-        shape = self.draw(st.sampled_from([(16, 16), (16, 8), (32, 16)]))
-        stages = self.draw(st.integers(1, 2))
-        source = const(self.draw(st.sampled_from([0, 8, 30]))), const(self.draw(st.sampled_from([0, 1, 4, 16])))
-        s = self.builder.inst(AllocShared(f32, (stages, *shape)), "stages")
-        self.builder.inst(Sync())
-        for stage in range(stages):
-            self.builder.inst(CopyAsync(s, self.source, (const(stage), ZERO, ZERO), source, shape, (1, 2), (0, 1)))
-        self.builder.inst(CommitGroup())
-        self.builder.inst(WaitGroup(0))
-        self.builder.inst(Sync())
-        stage = const(self.draw(st.integers(0, stages - 1)))
-        return self.builder.inst(LoadShared(s, (stage, ZERO, ZERO), shape, (1, 2)), "landed")
-
-    def part_of(self, s: Tensor) -> Tensor:
-        """Load a part of a shared tensor; sometimes the left operand of a product with itself, for ldmatrix."""
-        kind = s.type
-        assert isinstance(kind, SharedType)
-        rows, columns = kind.shape
-        shape = (rows, self.draw(st.sampled_from([n for n in (1, 8, columns) if n <= columns])))
-        offset = const(
-            self.draw(st.sampled_from([n for n in (0, 1, 8, columns - shape[1]) if n + shape[1] <= columns]))
-        )
-        x = self.builder.inst(LoadShared(s, (ZERO, offset), shape, (0, 1)), "back")
-        if kind.dtype == f32:
-            return x
-        if self.draw(st.booleans()):
-            return self.builder.inst(Cast(x, f32), "wide")
-        acc = self.builder.inst(Full(const(0.0, f32), (rows, rows)), "acc")
-        turned = self.builder.inst(Transpose(x, (1, 0)), "turned")
-        return self.clipped(self.builder.inst(Dot(x, turned, acc), "square"))
-
-    def loop(self) -> Tensor:
-        acc = self.builder.inst(Copy(self.pick()), "acc")
-        known = len(self.tiles)
-        with self.builder.for_("i", 0, self.draw(st.integers(0, 3))):
-            for _ in range(2):
-                self.tiles.append(self.step())
-            alike = [t for t in self.tiles if self.fits(self.shape(t), self.shape(acc)) and t is not acc]
-            same = [t for t in alike if np.broadcast_shapes(self.shape(t), self.shape(acc)) == self.shape(acc)]
-            if same:
-                total = self.builder.inst(Elementwise("add", (acc, self.draw(st.sampled_from(same)))))
-                self.builder.inst(Copy(self.clipped(total)), out=acc)
-        del self.tiles[known:]
-        return acc
-
-    def step(self) -> Tensor:
-        steps = [self.load, self.elementwise, self.reshaped, self.product, self.trip, self.staged, self.fragments]
-        return self.draw(st.sampled_from(steps))()
-
-    def store(self, tile: Tensor) -> None:
-        shape = self.shape(tile)
-        strides = const(shape[1]), const(1)
-        offset = self.written
-        rows = const(offset // shape[1] + shape[0] + 1)
-        view = self.builder.inst(GlobalView(self.out, (rows, strides[0]), strides), "view")
-        row = -(-offset // shape[1])
-        self.builder.inst(StoreGlobal(view, tile, (const(row), ZERO), (0, 1)))
-        self.written = (row + shape[0]) * shape[1]
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A program, and how many elements it writes; shown as text."""
-
-    program: Program
-    written: int
-
-    def __repr__(self) -> str:
-        return f"\n{to_text(self.program)}\n"
-
-
-@st.composite
-def random_programs(draw: st.DrawFn) -> Drawn:
-    g = Generator(draw)
-    g.tiles += [g.load(), g.load()]
-    for _ in range(draw(st.integers(1, 5))):
-        g.tiles.append(g.loop() if draw(st.integers(0, 3)) == 0 else g.step())
-    for tile in g.tiles[-3:]:
-        g.store(tile)
-    return Drawn(g.builder.program(warps=draw(st.sampled_from([1, 2, 4]))), g.written)
-
-
-@examples(1)
-@given(random_programs(), st.sampled_from(["sm_80", "cpu"]), st.integers(0, 3))
-def test_random_programs(drawn: Drawn, target: str, seed: int) -> None:
-    (x,) = random_arrays([((40, 24), "f4")], seed)
-    check(drawn.program, [x, np.full(drawn.written, 99, np.float32)], target)
+@pytest.mark.parametrize("target", ["sm_80", "cpu"])
+@examples(0.5)
+@given(st.data(), st.integers(0, 3))
+def test_random_programs(target: str, data: st.DataObject, seed: int) -> None:
+    check(data.draw(tile_programs(TARGETS[target])), tile_arguments(seed), target)
 
 
 def test_the_comparison_can_fail() -> None:
