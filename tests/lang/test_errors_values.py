@@ -138,7 +138,7 @@ hint: its parameters are (view, offset, shape, dims=None, other=0, layout=None)"
 k.py:6:9: a tile of f16 with shape (1, 128) has no attribute 'size'
         z = tile.size
             ^
-hint: it has dtype, shape, layout, T, to, reshape, transpose""",
+hint: it has dtype, shape, layout, T, mT, to, reshape, transpose""",
     ),
     "element of a tile": (
         "z = tile[0, 3]",

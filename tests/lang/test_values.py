@@ -125,6 +125,17 @@ def test_integer_products_are_summed_in_integers(body) -> None:
     assert lines[-1].startswith("z: register[i32, (16, 16)] = dot(")
 
 
+def test_matrices_of_a_batch_are_transposed(body) -> None:
+    lines = body("a = tile.reshape((2, 16, 4))\nz = a @ a.mT")
+    assert [line.partition(" = ")[2] for line in lines[1:]] == [
+        "transpose(x=a, perm=(0, 2, 1))", "full(value=0.0, shape=(2, 16, 16))", "dot(a=a, b=t, c=t_1)"
+    ]  # fmt: skip
+    with pytest.raises(LangError, match=r"mT transposes matrices, got shape \(128,\)"):
+        body("z = tile.mT")
+    with pytest.raises(LangError, match=r"batches differ: got shapes \(2, 16, 4\) and \(4, 4, 8\)"):
+        body("z = tilus.dot(tile.reshape((2, 16, 4)), tile.reshape((4, 4, 8)))")
+
+
 def test_annotate(body) -> None:
     fresh = body("z = annotate(exp(tile), spatial(128))\nw = z + 1")
     assert fresh[0].startswith("z: register[f16, (128,), spatial(128)] = elementwise")

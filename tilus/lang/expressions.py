@@ -236,6 +236,7 @@ PROPERTIES: dict[type, dict[str, Callable[[Frame, Any], Value]]] = {
         "shape": lambda f, v: v.shape,
         "layout": lambda f, v: v.type.layout or f.build.layouts.get(v.tensor),
         "T": lambda f, v: tiles.transpose.implement(f.build, v),
+        "mT": lambda f, v: tiles.matrix_transpose(f.build, v),
     },
     View: {"dtype": lambda f, v: v.dtype, "shape": lambda f, v: v.shape, "strides": lambda f, v: v.strides},
     SharedTile: {"dtype": lambda f, v: v.dtype, "shape": lambda f, v: v.shape},

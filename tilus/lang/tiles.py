@@ -132,6 +132,14 @@ def transpose(b: Builder, x: Value, perm: Value = None) -> Tile:
     return b.tile(Transpose(tile.tensor, order, loc=b.loc))
 
 
+def matrix_transpose(b: Builder, x: Tile) -> Tile:
+    """Exchange the last two dimensions: of every matrix in a batch."""
+    rank = len(x.shape)
+    if rank < 2:
+        raise TilusError(f"mT transposes matrices, got shape {x.shape}")
+    return b.tile(Transpose(x.tensor, (*range(rank - 2), rank - 1, rank - 2), loc=b.loc))
+
+
 @function()
 def reshape(b: Builder, x: Value, shape: Value) -> Tile:
     """Give the elements, in row-major order, another shape; one extent may be -1."""

@@ -12,6 +12,7 @@ from tilus.layouts.conversion import (
     classify_conversion,
     plan_conversion,
 )
+from tilus.layouts.dealing import dealt_vectors
 from tilus.layouts.digits import Digit
 from tilus.layouts.global_layout import GlobalLayout, GlobalMode, global_column_major, global_row_major, global_strided
 from tilus.layouts.maps import flat_index_table, gather, index_table, locate_table, scatter
@@ -67,6 +68,7 @@ __all__ = [
     "column_major",
     "column_spatial",
     "concat",
+    "dealt_vectors",
     "dense_bits",
     "flat_index_table",
     "gather",

@@ -17,13 +17,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
+from math import gcd
 
 import numpy as np
 
 from tilus.casts import Form, Unpacking, best_form, fits, linear, parts, unpack, unpack_values
 from tilus.dtypes import DataType, Float, f32
 from tilus.ir.expr import Const, Tensor, Var
-from tilus.ir.instructions import Cast, Copy, Dot, Elementwise, Full, Instruction, Slice, Unpack, View, result_type
+from tilus.ir.instructions import (
+    Cast,
+    Copy,
+    Dot,
+    Elementwise,
+    Full,
+    Instruction,
+    Reshape,
+    Slice,
+    Unpack,
+    View,
+    result_type,
+)
 from tilus.ir.node import Node, rewrite
 from tilus.ir.program import Program
 from tilus.ir.stmt import InstStmt, Stmt
@@ -34,6 +47,7 @@ from tilus.passes.dead_code import remove_dead
 from tilus.passes.tensors import inst_stmts, register_operands, register_type
 
 _HALVES = ("f16", "bf16")
+_FRAGMENT_ROWS = 16  # of a tensor core's left operand
 _MULTIPLY_ADD = 0.5  # instructions per weight that make values of numbers: one for each pair
 
 
@@ -133,7 +147,7 @@ class _Absorber:
             step = sign * float(other.value)
             moved = replace(weights, offset=weights.offset + step, least=weights.least + step, most=weights.most + step)
             return moved if _is_exact(moved) else None
-        if isinstance(other, Tensor) and sign < 0 and register_type(other).shape == (_rows(weights.codes), 1):
+        if isinstance(other, Tensor) and sign < 0 and register_type(other).shape == (*_rows(weights.codes), 1):
             made = self.made.get(other)
             if made is None or not isinstance(made.inst, Cast) or not _is_byte(made.inst.x):
                 return None
@@ -146,8 +160,8 @@ class _Absorber:
     def codes(self, x: Tensor, dtype: DataType) -> _Codes | None:
         stmt = self.made.get(x)
         match stmt:
-            case InstStmt(inst=View(bits=BitLayout(), layout=layout)) if layout.rank == 2:
-                return _Codes(stmt, dtype, 0, layout.shape[1])
+            case InstStmt(inst=View(bits=BitLayout(), layout=layout)) if layout.rank in (2, 3):
+                return _Codes(stmt, dtype, 0, layout.shape[-1])
             case InstStmt(inst=Copy(x=y)):
                 return self.codes(y, dtype)
             case InstStmt(inst=Slice(x=y) as part_of):
@@ -189,23 +203,18 @@ class _Absorber:
         if weights is None or weights.codes.dtype.name not in _HALVES or register_type(inst.c).dtype != f32:
             return None
         terms = _terms(weights)
-        if not terms or not _pays(inst, terms, weights):
+        if not terms or not _pays(inst, terms, weights, self.program.num_warps):
             return None
-        lines = _Lines(stmt)
-        scale, total = terms[0].scale, None
+        lines, scale = _Lines(stmt), terms[0].scale
         # The sums come first: they need no weights, so the tensor cores are at work while those are unpacked.
-        sums = [
-            (constant / scale, _sums_of_rows(lines, inst, ranges, weights.codes))
-            for constant, ranges in _constants(terms).items()
-            if constant or weights.columns
-        ]
+        total = _sums(lines, inst, terms, weights, scale)
         for term in terms:
             numbers = self.unpack(weights.codes, term.form.name, term.positions)
-            part = lines.times(_product(lines, inst, term, numbers, weights.codes), term.scale / scale)
-            total = part if total is None else lines.let(Elementwise("add", (total, part)))
-        assert total is not None
-        for constant, rows in sums:
-            total = _plus(lines, total, constant, rows, weights.columns, scale)
+            if term.scale == scale:
+                total = _product(lines, inst, term, numbers, weights.codes, total)
+            else:
+                part = _product(lines, inst, term, numbers, weights.codes, lines.zeros(inst.c))
+                total = lines.let(Elementwise("add", (total, lines.times(part, term.scale / scale))))
         if self.is_zero(inst.c) and stmt.out in self.made and stmt.out in self.scalings:
             assert isinstance(stmt.out, Tensor)
             self.scaled[stmt.out] = scale
@@ -302,12 +311,12 @@ def _only_bias(unpacking: Unpacking) -> float:
     return unpacking.form.bias(position)
 
 
-def _product(lines: _Lines, inst: Dot, term: _Term, numbers: Tensor, codes: _Codes) -> Tensor:
-    part, rows = lines.zeros(inst.c), _rows(codes)
+def _product(lines: _Lines, inst: Dot, term: _Term, numbers: Tensor, codes: _Codes, total: Tensor) -> Tensor:
+    rows = _rows(codes)
     for start, stop in term.ranges:
-        w = lines.slice(numbers, (0, start), (rows, stop - start))
-        part = lines.let(Dot(w, lines.inner(inst.b, start - codes.start, stop - codes.start), part))
-    return part
+        w = lines.slice(numbers, (*(0 for _ in rows), start), (*rows, stop - start))
+        total = lines.let(Dot(w, lines.inner(inst.b, start - codes.start, stop - codes.start), total))
+    return total
 
 
 def _constants(terms: list[_Term]) -> dict[float, list[tuple[int, int]]]:
@@ -329,24 +338,34 @@ def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return joined
 
 
-def _sums_of_rows(lines: _Lines, inst: Dot, ranges: list[tuple[int, int]], codes: _Codes) -> Tensor:
-    """Return the sum of the right operand over some of k, for each of its columns, in all rows of the result."""
-    sums = lines.zeros(inst.c)
-    for start, stop in ranges:
-        ones = lines.let(Full(Const(1.0, codes.dtype), (_rows(codes), stop - start)))
-        sums = lines.let(Dot(ones, lines.inner(inst.b, start - codes.start, stop - codes.start), sums))
-    return sums
+def _sums(lines: _Lines, inst: Dot, terms: list[_Term], weights: _Weights, scale: float) -> Tensor:
+    """Return what the products begin with: sums over k times what is the same for all weights of a row.
 
-
-def _plus(
-    lines: _Lines, total: Tensor, constant: float, sums: Tensor, columns: tuple[Tensor, ...], scale: float
-) -> Tensor:
-    """Add the sum over k of what is the same for all weights of a row: a number, less the zero points."""
-    factor: Tensor | Const = Const(constant, f32)
-    for column in columns:
-        wide = lines.times(lines.let(Cast(column, f32)), -1.0 / scale)
-        factor = wide if factor == Const(0.0, f32) else lines.let(Elementwise("add", (wide, factor)))
-    return lines.let(Elementwise("add", (total, lines.let(Elementwise("mul", (sums, factor))))))
+    A sum is a product with a constant. Its rows are equal: as many are made as a fragment has. The constant is chosen
+    so that there is nothing left to multiply, if its type has that number.
+    """
+    kind, (*batch, rows, n), start = weights.codes.dtype, register_type(inst.c).shape, weights.codes.start
+    constants = {c: ranges for c, ranges in _constants(terms).items() if c or weights.columns}
+    if not constants:
+        return lines.zeros(inst.c)
+    height = gcd(rows, _FRAGMENT_ROWS)
+    total = lines.let(Full(Const(-0.0, f32), (*batch, rows // height, height, n)))  # adds nothing
+    for constant, ranges in constants.items():
+        wanted = (1.0 if weights.columns else constant) / scale
+        factor = wanted if _holds(kind, wanted) else 1.0
+        sums = lines.let(Full(Const(0.0, f32), (*batch, height, n)))
+        for first, last in ranges:
+            factors = lines.let(Full(Const(factor, kind), (*batch, height, last - first)))
+            sums = lines.let(Dot(factors, lines.inner(inst.b, first - start, last - start), sums))
+        sums = lines.let(Reshape(lines.times(sums, wanted / factor), (*batch, 1, height, n)))
+        if weights.columns:
+            column = lines.let(Full(Const(constant, f32), (*batch, rows, 1)))
+            for zero in weights.columns:
+                column = lines.let(Elementwise("sub", (column, lines.let(Cast(zero, f32)))))
+            column = lines.let(Reshape(column, (*batch, rows // height, height, 1)))
+            sums = lines.let(Elementwise("mul", (sums, column)))
+        total = lines.let(Elementwise("add", (total, sums)))
+    return lines.let(Reshape(total, register_type(inst.c).shape))
 
 
 @dataclass(slots=True)
@@ -375,23 +394,27 @@ class _Lines:
 
     def inner(self, x: Tensor, start: int, stop: int) -> Tensor:
         """Return some rows of a product's right operand."""
-        return self.slice(x, (start, 0), (stop - start, register_type(x).shape[1]))
+        *batch, _, n = register_type(x).shape
+        return self.slice(x, (*(0 for _ in batch), start, 0), (*batch, stop - start, n))
 
-    def slice(self, x: Tensor, offset: tuple[int, int], shape: tuple[int, int]) -> Tensor:
+    def slice(self, x: Tensor, offset: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
         return x if register_type(x).shape == shape else self.let(Slice(x, offset, shape))
 
 
-def _pays(inst: Dot, terms: list[_Term], weights: _Weights) -> bool:
+def _pays(inst: Dot, terms: list[_Term], weights: _Weights, warps: int) -> bool:
     """Whether instructions on accumulators are fewer than those that would make values of all numbers.
 
-    A thread of a warp has 4 accumulators and, for 16 of k, 8 weights.
+    Counted for a thread's share of a fragment's rows: 4 accumulators for 8 columns, and 8 weights for 16 of k.
     """
-    (_, k), n = register_type(inst.a).shape, register_type(inst.b).shape[1]
+    k, n = register_type(inst.b).shape[-2:]
     sums = len([constant for constant in _constants(terms) if constant or weights.columns])
     if not sums and all(term.scale == 1.0 for term in terms):
         return True  # numbers are values
     count = len({term.form.name for term in terms})
-    extra = (n / 8) * (4 * (len(terms) + sums) + (bool(sums) + count - 1) * k / 16)
+    scalings = sum(term.scale != terms[0].scale for term in terms) + sums * bool(weights.columns)
+    blocks = register_type(inst.c).numel / n / (_FRAGMENT_ROWS * warps)  # of rows in a warp: they share sums
+    products = count - 1 + bool(sums) / max(blocks, 1)
+    extra = (n / 8) * (4 * scalings + products * k / 16)
     return extra < _MULTIPLY_ADD * k / 2 * (count + bool(weights.columns))
 
 
@@ -404,15 +427,15 @@ def _numbers(bits: BitLayout, source: DataType, target: DataType) -> list[Unpack
 
 def _ranges(layout: RegisterLayout, bits: BitLayout, positions: tuple[int, ...]) -> list[_Range] | None:
     """Return the ranges of k whose codes lie at one position; None if that differs between rows."""
-    k = index_table(layout)[..., 1]
+    k, extent = index_table(layout)[..., -1], layout.shape[-1]
     slots = np.arange(layout.local_size) // (bits.units * bits.lanes)
     place = np.broadcast_to(np.array(positions)[slots], k.shape)
-    least, most = (np.full(layout.shape[1], start) for start in (max(positions), min(positions)))
+    least, most = (np.full(extent, start) for start in (max(positions), min(positions)))
     np.minimum.at(least, k, place)
     np.maximum.at(most, k, place)
     if (least != most).any():
         return None
-    borders = [0, *(int(i) + 1 for i in np.flatnonzero(np.diff(least))), layout.shape[1]]
+    borders = [0, *(int(i) + 1 for i in np.flatnonzero(np.diff(least))), extent]
     return [_Range(a, b, int(least[a])) for a, b in pairwise(borders)]
 
 
@@ -428,8 +451,13 @@ def _view(codes: _Codes) -> View:
     return codes.view.inst
 
 
-def _rows(codes: _Codes) -> int:
-    return int(_view(codes).layout.shape[0])
+def _rows(codes: _Codes) -> tuple[int, ...]:
+    return _view(codes).layout.shape[:-1]
+
+
+def _holds(dtype: DataType, value: float) -> bool:
+    """Whether a type has a number."""
+    return float(dtype.decode(dtype.encode(value))) == value
 
 
 def _range(dtype: DataType) -> tuple[float, float]:
@@ -450,15 +478,18 @@ def _is_byte(x: Tensor) -> bool:
 
 def _narrowed(codes: _Codes, inst: Slice, shape: tuple[int, ...]) -> _Codes | None:
     """Return a slice of codes that keeps all rows."""
-    if inst.offset[0] or inst.shape[0] != shape[0]:
+    if any(inst.offset[:-1]) or inst.shape[:-1] != shape[:-1]:
         return None
-    start = codes.start + inst.offset[1]
-    return replace(codes, start=start, stop=start + inst.shape[1])
+    start = codes.start + inst.offset[-1]
+    return replace(codes, start=start, stop=start + inst.shape[-1])
 
 
 def _part(whole: Tensor, codes: _Codes) -> Instruction:
-    shape = _rows(codes), codes.stop - codes.start
-    return Copy(whole) if register_type(whole).shape == shape else Slice(whole, (0, codes.start), shape)
+    rows = _rows(codes)
+    shape = (*rows, codes.stop - codes.start)
+    return (
+        Copy(whole) if register_type(whole).shape == shape else Slice(whole, (*(0 for _ in rows), codes.start), shape)
+    )
 
 
 def _new(inst: Instruction, name: str) -> Tensor:

@@ -16,10 +16,9 @@ from tilus.ir.instructions import CopyAsync, GlobalView, Instruction, LoadShared
 from tilus.ir.program import Program
 from tilus.ir.stmt import InstStmt
 from tilus.ir.target import Target
-from tilus.layouts import Access, RegisterLayout, SharedLayout, best_swizzle, row_major
+from tilus.layouts import Access, RegisterLayout, SharedLayout, best_swizzle, dealt_vectors, row_major
 from tilus.passes.access import contiguous_dim, global_access, views_of, whole_bytes, widest
 from tilus.passes.analyze import Analysis, analyze
-from tilus.passes.memory_layouts import vectors_over_threads
 from tilus.passes.shared_access import SharedAccess, expanded, local_run, matrix_load, shared_access
 from tilus.passes.tensors import inst_stmts, layout_of, shared_tensors, shared_type, with_layouts
 
@@ -144,7 +143,7 @@ class _Chooser:
                 width //= 2
         threads, last = self.program.num_threads, len(inst.shape) - 1
         assert threads is not None
-        return vectors_over_threads(inst.shape, last if dim is None else dim, width, threads), width, None
+        return dealt_vectors(threads, inst.shape, last if dim is None else dim, width), width, None
 
 
 def _power_of_two_in(n: int) -> int:

@@ -33,11 +33,7 @@ def coalesced(shape: Sequence[int], dim: int | None, width: int, num_threads: in
 
 
 def vectors_over_threads(shape: Sequence[int], dim: int, width: int, num_threads: int) -> RegisterLayout:
-    """Return vectors of `width` neighbours along `dim`, dealt to threads side by side: first along `dim`.
-
-    This is also the order in which threads copy a tile asynchronously: thread t of step i copies the vector that
-    this layout gives it, and of replicas only the first copies.
-    """
+    """Return vectors of `width` neighbours along `dim`, dealt to threads side by side: first along `dim`."""
     rank = len(shape)
     order = [*(d for d in range(rank) if d != dim), dim]
     spread = auto_local_spatial(num_threads, [shape[d] // width if d == dim else shape[d] for d in order])

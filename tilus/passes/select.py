@@ -28,12 +28,11 @@ from tilus.ir.node import Node, rewrite
 from tilus.ir.program import Program
 from tilus.ir.stmt import InstStmt, Selected
 from tilus.ir.target import Target
-from tilus.layouts import Access, BankReport, RegisterLayout
+from tilus.layouts import Access, BankReport, RegisterLayout, dealt_vectors
 from tilus.passes.access import contiguous_dim, global_access, unmasked_dims, views_of, widest
 from tilus.passes.analyze import Analysis, analyze
 from tilus.passes.conversion_kind import conversion_kind
 from tilus.passes.dot_layouts import matches_fma, matches_mma, mma_atoms, product_extents
-from tilus.passes.memory_layouts import vectors_over_threads
 from tilus.passes.shared_access import SharedAccess, local_run, matrix_load, shared_access, tile_layout, vector_width
 from tilus.passes.tensors import layout_of, register_type, shared_layout_of, shared_type
 
@@ -156,7 +155,7 @@ def _copy_async(inst: CopyAsync, out: None, context: _Context) -> Selected:
         limit = vector_width(target, dim, extent & -extent, nbits, layout, context.analysis)
     width, note = widest(source, dim, limit, context.analysis)
     along = len(inst.shape) - 1 if dim is None else dim
-    by_threads = vectors_over_threads(inst.shape, along, width, context.num_threads)
+    by_threads = dealt_vectors(context.num_threads, inst.shape, along, width)
     conflicts = _conflicts(Access(by_threads, vector_bytes=max(width * nbits // 8, 1)), target, inst.dst, context)
     possible = context.target.kind == "cuda" and context.target.capability >= _ASYNC_CAPABILITY
     atom = "cp.async" if possible and width * nbits // 8 in _ASYNC_BYTES else "ld.st"

@@ -121,17 +121,18 @@ def matrix_load(
 ) -> MatrixLoad | None:
     """Return how ldmatrix can read a tile, None if it cannot.
 
-    The tile must be made of fragments, in either orientation, and the 16 bytes of each row of a matrix contiguous and
-    aligned in memory, along whichever dimension. If that is the dimension in which a lane holds neighbours, the
-    matrix is read as it lies, otherwise transposed.
+    The tile, or each in a batch, must be made of fragments, in either orientation, and the 16 bytes of each row of a
+    matrix contiguous and aligned in memory, along whichever dimension. If that is the dimension in which a lane holds
+    neighbours, the matrix is read as it lies, otherwise transposed.
     """
-    if target.kind != "cuda" or target.capability < _LDMATRIX_CAPABILITY or nbits not in LDMATRIX or register.rank != 2:
+    if target.kind != "cuda" or target.capability < _LDMATRIX_CAPABILITY or nbits not in LDMATRIX or register.rank < 2:
         return None
     pairs_along = _fragment_dim(register, nbits)
     if pairs_along is None:
         return None
     count = gcd(register.local_size // max(32 // nbits, 1), 4)
-    for dim in (pairs_along, 1 - pairs_along):
+    rank = register.rank
+    for dim in (pairs_along, 2 * rank - 3 - pairs_along):  # the last two
         transposed = dim != pairs_along
         row = _ROW_BYTES * 8 // nbits
         if (transposed and nbits != 16) or register.shape[dim] % row:
@@ -143,10 +144,10 @@ def matrix_load(
 
 def _fragment_dim(register: RegisterLayout, nbits: int) -> int | None:
     """Return along which dimension a lane holds neighbours, None if the layout is not made of fragments."""
-    plain = LDMATRIX[nbits]
-    for dim, fragment in ((1, plain), (0, plain.permute(1, 0))):
+    plain, rank = LDMATRIX[nbits], register.rank
+    for dim, fragment in ((rank - 1, plain), (rank - 2, plain.permute(1, 0))):
         try:
-            _ = register / fragment
+            _ = register / fragment.unsqueeze(range(rank - 2))
         except LayoutError:
             continue
         return dim

@@ -13,7 +13,7 @@ from tilus.codegen.cuda.shared_tile import SharedTile
 from tilus.errors import CodegenError
 from tilus.ir import instructions as I
 from tilus.ir.stmt import InstStmt
-from tilus.layouts import RegisterLayout, auto_local_spatial
+from tilus.layouts import dealt_vectors
 
 
 def copy_async(ctx: Context, stmt: InstStmt, out: None, inst: I.CopyAsync) -> None:
@@ -25,7 +25,7 @@ def copy_async(ctx: Context, stmt: InstStmt, out: None, inst: I.CopyAsync) -> No
     kind, places = shared(inst.dst)
     nbytes = kind.dtype.nbits // 8
     size = selected.width * nbytes
-    layout = _dealt(inst.shape, _contiguous(ctx, inst, selected.width), selected.width, ctx.num_threads)
+    layout = dealt_vectors(ctx.num_threads, inst.shape, _contiguous(ctx, inst, selected.width), selected.width)
     terms, first = thread_terms(ctx, layout), is_first_replica(ctx, layout)
     source = GlobalTile(ctx, inst.src, inst.src_offset, inst.src_dims, terms, selected.unmasked)
     to = SharedTile(ctx, places, base_of(ctx, inst.dst), nbytes, inst.dst_offset, inst.dst_dims, inst.shape, terms)
@@ -61,14 +61,6 @@ def _contiguous(ctx: Context, inst: I.CopyAsync, width: int) -> int:
             loc=inst.loc,
         )
     return max(unit, key=lambda d: (inst.shape[d], d), default=len(inst.shape) - 1)
-
-
-def _dealt(shape: tuple[int, ...], along: int, width: int, num_threads: int) -> RegisterLayout:
-    """Return the layout of the copies: vectors of `width` along one dimension, which also varies fastest by thread."""
-    order = [*(d for d in range(len(shape)) if d != along), along]
-    spread = auto_local_spatial(num_threads, [shape[d] // width if d == along else shape[d] for d in order])
-    vector = [width if d == along else 1 for d in range(len(shape))]
-    return spread.permute([order.index(d) for d in range(len(shape))]).local(*vector)
 
 
 def commit_group(ctx: Context, stmt: InstStmt, out: None, inst: I.CommitGroup) -> None:

@@ -99,7 +99,8 @@ def _load_matrices(ctx: Context, out: Tensor, inst: I.LoadShared, atom: str) -> 
     layout, nbits = layout_of(out), source.dtype.nbits
     name, count, transposed = _parse(atom)
     outer, pairs_along = _fragments(layout, nbits)
-    along = 1 - pairs_along if transposed else pairs_along  # the dimension in which a row is contiguous
+    other = 2 * layout.rank - 3 - pairs_along  # of the last two dimensions
+    across = pairs_along if transposed else other  # a row is contiguous along the other one
     fragment = tuple(n // m for n, m in zip(layout.shape, outer.shape, strict=True))
     matrix = ctx.thread_digit(_ROWS, count) if count > 1 else cpp.ZERO
     parts = dg.cut(outer.local_digits, count)
@@ -107,15 +108,15 @@ def _load_matrices(ctx: Context, out: Tensor, inst: I.LoadShared, atom: str) -> 
         raise CodegenError(f"{atom} cannot load {layout}: {count} fragments in a row do not form a rectangle")
     far, near = parts
     terms = _warp_terms(ctx, outer)
-    for dim, found in enumerate(coordinates(near, 2, _digits_of(near, matrix))):
+    for dim, found in enumerate(coordinates(near, layout.rank, _digits_of(near, matrix))):
         terms[dim] += found
     terms = [[Term(t.value, t.size, t.stride * fragment[dim]) for t in found] for dim, found in enumerate(terms)]
-    terms[1 - along].append(Term(ctx.thread_digit(1, _ROWS), _ROWS, 1))
+    terms[across].append(Term(ctx.thread_digit(1, _ROWS), _ROWS, 1))
     nbytes = nbits // 8
     tile = SharedTile(ctx, places, base_of(ctx, inst.src), nbytes, inst.offset, inst.dims, inst.shape, terms)
     array = ctx.name(out)
     for step in range(dg.count(far)):
-        index = [0, 0]
+        index = [0] * layout.rank
         dg.index_of(far, step, index)
         start = tuple(i * n for i, n in zip(index, fragment, strict=True))
         ctx.do(name, array + step * count, tile.address(start))
@@ -129,10 +130,10 @@ def _parse(atom: str) -> tuple[str, int, bool]:
 
 def _fragments(layout: RegisterLayout, nbits: int) -> tuple[RegisterLayout, int]:
     """Return the layout of whole fragments, and the dimension in which a lane holds neighbours."""
-    plain = LDMATRIX[nbits]
-    for dim, fragment in ((1, plain), (0, plain.permute(1, 0))):
+    plain, rank = LDMATRIX[nbits], layout.rank
+    for dim, fragment in ((rank - 1, plain), (rank - 2, plain.permute(1, 0))):
         try:
-            return layout / fragment, dim
+            return layout / fragment.unsqueeze(range(rank - 2)), dim
         except LayoutError:
             continue
     raise CodegenError(f"ldmatrix cannot load {layout}: it is not made of fragments")

@@ -58,7 +58,7 @@ def product(weight, tile, acc, CT, PARTS):
     rest = tile
     for part in static_range(PARTS):
         head = rest.to(CT)
-        acc = dot(weight, head.T, acc)
+        acc = dot(weight, head.mT, acc)
         if part + 1 < PARTS:
             rest = rest.to(f32) - head.to(f32)
     return acc
