@@ -189,12 +189,15 @@ LOCK = """
 def test_a_lock(acquire, release, fence, clean):
     lock, counter = np.zeros(1, np.uint32), np.zeros(1, np.uint32)
     text = LOCK.replace("ACQUIRE", acquire).replace("RELEASE", release).replace("FENCE", fence)
-    report = run(text, [lock, counter], grid=8, block=32)
+    text = kernel(text, ["u64", "u64"])
+    report = simt.run(text, "kernel", [lock, counter], 8, 32)
     assert counter[0] == 8
     assert report.ok == clean
     if not clean:
         assert kinds(report) == {"race"}
         assert report.findings[0].buffer.startswith("p1")
+        lines = line_of(text, "ld.global.u32 %r2"), line_of(text, "st.global.u32 [%rd51]")
+        assert (report.findings[0].line, report.findings[0].other.line) in ((lines[0], lines[1]), (lines[1], lines[0]))
 
 
 FLAG = """
@@ -227,12 +230,14 @@ def test_a_deadlock_names_who_waits_where():
     assert finding.kind == "deadlock"
     for n, barrier in ((line_of(text, "bar.sync 1"), 1), (line_of(text, "bar.sync 2"), 2)):
         assert f"32 of 64 threads are at barrier {barrier}, PTX line {n}" in finding.message
+    assert finding.line == line_of(text, "bar.sync 1")
 
 
 def test_a_loop_without_end():
-    report = run("LOOP: ld.volatile.global.u32 %r1, [%rd50]; setp.eq.u32 %p1, %r1, 0; @%p1 bra LOOP;",
-                 [np.zeros(1, np.uint32)], max_pieces=500)  # fmt: skip
+    text = kernel("LOOP: ld.volatile.global.u32 %r1, [%rd50]; setp.eq.u32 %p1, %r1, 0;\n@%p1 bra LOOP;", ["u64"])
+    report = simt.run(text, "kernel", [np.zeros(1, np.uint32)], 1, 32, max_pieces=500)
     assert kinds(report) == {"deadlock"}
+    assert report.findings[0].line == line_of(text, "bra LOOP")
 
 
 def test_exited_threads_are_not_waited_for():

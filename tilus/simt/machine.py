@@ -209,7 +209,7 @@ class Machine:
         else:
             going = self.numbers[self.pc < PARKED]
             text = f"no end after {tick} pieces of code: a loop on what never comes?"
-            self.find("deadlock", text, self.before(int(self.pc[going[0]])), going)
+            self.find("deadlock", text, self.before(int(self.pc[going[0]]) + 1), going)
             return
         if (self.pc == PARKED).any():
             self.deadlock()
