@@ -33,6 +33,7 @@ from tilus.simt.parser import parse
 from tilus.simt.program import Program, link
 from tilus.simt.report import Index3, Report
 from tilus.simt.shadow import Clocks, Shadow
+from tilus.simt.syntax import Module
 
 _MODULES = (bulk_copies, cluster, control, loads, matrices, mma)  # importing them fills the table of decoders
 _RESIDENT_THREADS = 1 << 13
@@ -42,7 +43,7 @@ _AGENTS = 64  # barriers and warpgroups of a block
 
 
 def run(
-    ptx: str,
+    ptx: str | Module,
     kernel: str,
     args: Sequence[Any],
     grid: int | Sequence[int],
@@ -55,13 +56,16 @@ def run(
     metrics: bool = False,
     landing: str = "late",
     max_pieces: int = 200_000,
+    max_findings: int | None = None,
 ) -> Report:
     """Run a kernel on the CPU, thread by thread.
 
     Parameters
     ----------
-    ptx, kernel : str
-        A whole PTX text, and the name of an entry in it.
+    ptx : str or Module
+        A whole PTX text, or what `parse` made of one.
+    kernel : str
+        The name of an entry in it.
     args : sequence
         One for each parameter: a contiguous array, which is passed by address and updated in place; a number; a
         `TensorMap`; or the bytes of a parameter.
@@ -81,6 +85,8 @@ def run(
         `late` (asynchronous copies land when they are waited for) or `early` (at once).
     max_pieces : int
         Give up after so many pieces of straight-line code, and after a twentieth of that once there are findings.
+    max_findings : int, optional
+        Stop soon after so many findings.
 
     Raises
     ------
@@ -89,7 +95,7 @@ def run(
     LaunchError
         If the arguments do not fit the parameters, or the block the kernel.
     """
-    module = parse(ptx)
+    module = parse(ptx) if isinstance(ptx, str) else ptx
     if target not in (None, module.target):
         raise LaunchError(f"the PTX is for {module.target}, not {target}")
     if landing not in ("late", "early"):
@@ -97,7 +103,7 @@ def run(
     program = link(module, kernel)
     shape = _shape(program, grid, block, cluster, shared_bytes)
     report = Report(kernel, module.target)
-    _run_all(program, shape, Options(landing, sanitize, metrics, max_pieces), report, bind(program, args))
+    _run_all(program, shape, Options(landing, sanitize, metrics, max_pieces, max_findings), report, bind(program, args))
     return report
 
 

@@ -29,6 +29,7 @@ LANES = 32
 PARKED = 1 << 30
 EXITED = PARKED + 1
 _TURN = 16  # pieces between two turns of the warp that waited longest
+_PATIENCE = 20  # after a finding, the part of the pieces that may still run
 
 Group: TypeAlias = "slice | Array"
 Step: TypeAlias = Callable[[Any], None]
@@ -42,6 +43,7 @@ class Options:
     sanitize: bool = True
     metrics: bool = False
     max_pieces: int = 200_000
+    max_findings: int | None = None
 
 
 @dataclass(slots=True)
@@ -198,21 +200,30 @@ class Machine:
 
     def run(self) -> None:
         """Run until every thread has ended, or none can go on."""
-        tick, most = 0, self.options.max_pieces
-        while tick < (most if self.report.ok else most // 20):
+        tick = 0
+        while not self.enough():
             low = int(self.pc.min())
             if low < PARKED:
+                if tick >= self.options.max_pieces // (1 if self.report.ok else _PATIENCE):
+                    self.endless(tick)
+                    return
                 self.run_piece(*self.next_group(low, tick))
                 tick += 1
             elif not any(land() for land in self.idle):
-                break
-        else:
-            going = self.numbers[self.pc < PARKED]
-            text = f"no end after {tick} pieces of code: a loop on what never comes?"
-            self.find("deadlock", text, self.before(int(self.pc[going[0]]) + 1), going)
-            return
-        if (self.pc == PARKED).any():
-            self.deadlock()
+                if (self.pc == PARKED).any():
+                    self.deadlock()
+                return
+
+    def enough(self) -> bool:
+        """Return whether there are as many findings as are wanted."""
+        most = self.options.max_findings
+        return most is not None and len(self.report.findings) >= most
+
+    def endless(self, tick: int) -> None:
+        """Report that threads still run."""
+        going = self.numbers[self.pc < PARKED]
+        text = f"no end after {tick} pieces of code: a loop on what never comes?"
+        self.find("deadlock", text, self.before(int(self.pc[going[0]]) + 1), going)
 
     def next_group(self, low: int, tick: int) -> tuple[int, Group]:
         """Return a piece and the threads to run it."""
@@ -250,7 +261,7 @@ class Machine:
     def before(self, piece: int) -> int:
         """Return the position of the last instruction before a piece."""
         starts = [*self.program.leaders, len(self.program.code)]
-        return max(starts[piece] - 1, 0)
+        return max(starts[min(piece, len(starts) - 1)] - 1, 0)
 
 
 def as_group(threads: Array, total: int) -> Group:
