@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -19,6 +21,7 @@ from tilus.demo.model import LayerData, load_encoder
 from tilus.demo.sentences import SENTENCES
 from tilus.dtypes import dtype
 from tilus.kernels.linear import QuantLinear
+from tilus.runtime.nvrtc import compile_cuda
 from tilus.runtime.weights import quantize
 
 TYPE = "u4"
@@ -144,6 +147,7 @@ def test_the_command_prints_two_tables(tmp_path) -> None:
     assert f"2 linear layers, 0.3 million weights, groups of 32; {len(SENTENCES) + 2} sentences" in text
     assert "kernel error" in result.output
     assert "compiled for sm_80" in result.output
+    assert "races 0, conflicts 0" in result.output
     assert "all checks passed" in result.output
 
 
@@ -159,7 +163,7 @@ def test_the_command_prints_json() -> None:
     assert row["of_bound"] <= 1
     assert 0.97 < row["cosine"] < 1
     assert row["milliseconds"] > 0
-    assert gpu["spill_bytes"] == 0
+    assert gpu["spill_bytes"] == gpu["findings"] == gpu["races"] == gpu["run_conflicts"] == 0
     assert 0.5 < gpu["instructions_per_weight"] < 50
     assert 16 <= gpu["registers"] <= 255
 
@@ -172,6 +176,19 @@ def test_a_wrong_kernel_fails_the_demo(monkeypatch) -> None:
     assert "Error: the demo's own checks failed" in result.output
     assert "times what rounding allows" in result.output
     assert "Traceback" not in result.output
+
+
+def test_a_race_in_the_code_for_a_gpu_fails_the_demo(monkeypatch, tmp_path) -> None:
+    def without_barriers(*args):
+        binary = compile_cuda(*args)
+        return replace(binary, ptx=binary.ptx.replace("bar.sync \t0;", ""))
+
+    monkeypatch.setattr("tilus.runtime.backends.compile_cuda", without_barriers)
+    with tilus.knobs.scope(cache_dir=tmp_path):
+        result = run("--target-arch", "sm_86")
+    assert result.exit_code == 1
+    assert re.search(r"u4: \d+ findings in the code for sm_86", result.output)
+    assert re.search(r"races [1-9]\d*, conflicts 0", result.output)
 
 
 def test_a_bad_quantization_fails_the_demo(monkeypatch) -> None:

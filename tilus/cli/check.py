@@ -11,12 +11,11 @@ import click
 import numpy as np
 
 import tilus
-from tilus.cli.arguments import make_arguments, random_array, summary
+from tilus.cli.arguments import make_arguments, summary
 from tilus.cli.compile import constants_of, constants_option, find_kernel, multiples_of, multiples_option, pair
 from tilus.cli.group import as_json, main, show
 from tilus.errors import Loc, TilusError
 from tilus.ir.target import CUDA_TARGETS
-from tilus.runtime.knobs import knobs
 
 if TYPE_CHECKING:
     from tilus.runtime.certificate import Certificate
@@ -68,7 +67,7 @@ def check(
         if where is not None:
             kernel, args = _kernel(where, settings, dict(map(pair, given)), seed)
         else:
-            kernel, args = _matmul(str(weight), shape, group, activation, target, seed)
+            kernel, args = _matmul(str(weight), shape, group, activation, seed)
         certificate = kernel.compile(args, target, multiples_of(promises)).check(*args)
         found.append(certificate)
         if not as_json:
@@ -90,11 +89,10 @@ def _kernel(where: str, settings: Sequence[str], given: dict[str, str], seed: in
     return bound, make_arguments(bound.definition.specialize(constants), given, seed)
 
 
-def _matmul(
-    weight: str, shape: str, group: int, activation: str, target: str, seed: int
-) -> tuple[BoundKernel, Sequence[Any]]:
+def _matmul(weight: str, shape: str, group: int, activation: str, seed: int) -> tuple[BoundKernel, Sequence[Any]]:
     """Return the kernel that `tilus.matmul` launches on a GPU, and arguments."""
-    from tilus.kernels.dispatch import ACTIVATIONS, prepare  # loads the compiler
+    from tilus.kernels.dispatch import ACTIVATIONS  # loads the compiler
+    from tilus.kernels.sample import sample_product
 
     extents = shape.split(",")
     if len(extents) != 3 or not all(text.strip().isdecimal() and int(text) for text in extents):
@@ -102,11 +100,7 @@ def _matmul(
     if activation not in ACTIVATIONS:
         raise TilusError(f"activations are {', '.join(ACTIVATIONS)}, got {activation!r}")
     m, n, k = map(int, extents)
-    rng, kind = np.random.default_rng(seed), tilus.dtype(activation)
-    with knobs.scope(target=f"simt:{target}"):
-        w = tilus.quantize(random_array(kind, (n, k), rng), weight, group)
-        x, bias, y = (random_array(kind, size, rng) for size in ((m, k), (n,), (m, n)))
-        return prepare(x, w.words, w.scales, w.zero_points, bias, w.format, y)
+    return sample_product(weight, tilus.dtype(activation), group, (m, n, k), seed)
 
 
 # --- text -----------------------------------------------------------------------------------------------------------

@@ -48,7 +48,20 @@ class TypeResult:
 
 @dataclass(frozen=True, slots=True)
 class GpuResult:
-    """The same program compiled for a GPU, not run there."""
+    """The same program compiled for a GPU, whose code runs on the CPU for a small product.
+
+    Attributes
+    ----------
+    name : str
+    registers, spill_bytes, shared_bytes, blocks_per_sm : int
+    instructions_per_weight : float
+    bank_conflicts : int
+        As the compiler counts them in the loop over K.
+    findings : int
+        Of the run: races, accesses out of bounds, missing waits, ...
+    races, run_conflicts : int
+        Of the run.
+    """
 
     name: str
     registers: int
@@ -57,6 +70,9 @@ class GpuResult:
     bank_conflicts: int
     shared_bytes: int
     blocks_per_sm: int
+    findings: int
+    races: int
+    run_conflicts: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +126,7 @@ class Report:
     def _gpu_table(self) -> Table:
         title = (
             f"the same program compiled for {self.target} ({self.activation} activations, batch tile "
-            f"{self.batch_tile}; not run)"
+            f"{self.batch_tile}); certificate: its PTX run on this CPU, thread by thread"
         )
         return _table(title, [[name, *map(text, self.gpu)] for name, text in _GPU_COLUMNS])
 
@@ -139,6 +155,7 @@ _GPU_COLUMNS: tuple[tuple[str, Callable[[GpuResult], str]], ...] = (
     ("bank conflicts", lambda row: str(row.bank_conflicts)),
     ("shared bytes", lambda row: str(row.shared_bytes)),
     ("blocks / SM", lambda row: str(row.blocks_per_sm)),
+    ("certificate", lambda row: f"races {row.races}, conflicts {row.run_conflicts}"),
 )
 
 

@@ -22,10 +22,12 @@ from tilus.dtypes import DataType, f16
 from tilus.errors import TilusError
 from tilus.kernels.cost import matmul_cost
 from tilus.kernels.linear import QuantLinear
+from tilus.kernels.sample import sample_product
 from tilus.runtime.knobs import knobs
 from tilus.runtime.weights.quantize import quantize
 
 BATCH_TILE = 8
+CHECKED_SHAPE = 8, 128, 512  # M, N, K of the product that the GPU's code runs on the CPU
 ROUNDS = 9
 Step = Callable[[str], None]
 
@@ -79,7 +81,7 @@ def run_demo(options: Options) -> Report:
     # The bar goes to stderr, where it is seen but in no pipe's way; on anything but a terminal there is none.
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("loading the model", total=4 * len(options.types) + 2)
+        task = progress.add_task("loading the model", total=5 * len(options.types) + 2)
 
         def step(what: str) -> None:
             progress.update(task, description=what, advance=1)
@@ -108,7 +110,7 @@ def _run(options: Options, step: Step, start: float) -> Report:
     step("timing")
     times = _milliseconds(encoder, [originals, *(v.layers for v in variants)])
     types = tuple(_type_result(v, ms, options.group_size) for v, ms in zip(variants, times[1:], strict=True))
-    gpu = tuple(_gpu_result(v, options.target, step) for v in variants)
+    gpu = tuple(_gpu_result(v, options, step) for v in variants)
     weights = sum(layer.weight.numel() for layer in originals.values())
     return Report(
         model="all-MiniLM-L6-v2",
@@ -178,12 +180,15 @@ def _type_result(variant: _Variant, milliseconds: float, group_size: int) -> Typ
     )
 
 
-def _gpu_result(variant: _Variant, target: str, step: Step) -> GpuResult:
-    step(f"{variant.kind}: compiling for {target}")
+def _gpu_result(variant: _Variant, options: Options, step: Step) -> GpuResult:
+    step(f"{variant.kind}: compiling for {options.target}")
     form = next(iter(variant.layers.values())).weight.format
-    cost = matmul_cost(form, f16, f16, bm=BATCH_TILE, target=target)
+    cost = matmul_cost(form, f16, f16, bm=BATCH_TILE, target=options.target)
     threads = cost.compiled.ir.num_threads
     assert threads is not None
+    step(f"{variant.kind}: running the code for {options.target}")
+    _, args = sample_product(variant.kind, f16, options.group_size, CHECKED_SHAPE)
+    certificate = cost.compiled.check(*args)
     return GpuResult(
         name=variant.kind.name,
         registers=cost.registers,
@@ -192,6 +197,9 @@ def _gpu_result(variant: _Variant, target: str, step: Step) -> GpuResult:
         bank_conflicts=cost.bank_conflicts,
         shared_bytes=cost.shared_bytes,
         blocks_per_sm=cost.compiled.resources.occupancy(threads),
+        findings=len(certificate.faults),
+        races=certificate.count("race"),
+        run_conflicts=certificate.conflicts,
     )
 
 
@@ -212,4 +220,5 @@ def _problems(variants: Sequence[_Variant], gpu: Sequence[GpuResult], options: O
                 "at least: the quantization or the kernel is wrong"
             )
     found += [f"{row.name}: {row.spill_bytes} bytes spilled on {options.target}" for row in gpu if row.spill_bytes]
+    found += [f"{row.name}: {row.findings} findings in the code for {options.target}" for row in gpu if row.findings]
     return found
