@@ -194,6 +194,16 @@ def test_equal_programs_of_different_files_have_lines_of_their_own(tmp_path):
     assert len(list((tmp_path / "cache").glob("??/*/meta.json"))) == 1
 
 
+def test_a_promise_that_is_not_kept():
+    x, s, _ = arrays(2, 64)
+    kernel = scale_rows.compile(target="simt", multiples={"n": 16}, BN=1024)
+    wide = np.zeros(2 * 64 + 4, np.float16)
+    kernel.launch(x, s, wide[:128].reshape(2, 64), 2, 64)
+    with pytest.raises(VMError, match="misaligned: store of") as caught:
+        kernel.launch(x, s, wide[4:].reshape(2, 64), 2, 64)
+    assert "a promise (multiples=...)" in caught.value.hint
+
+
 def test_checking_leaves_the_results_of_one_run():
     @tilus.kernel
     def increment(y: tilus.ptr[f32], n: i32):

@@ -57,6 +57,18 @@ ATOMS = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(("lead", "kinds"), [(0, set()), (8, {"misaligned"}), (16, set())])
+def test_an_array_is_as_aligned_as_where_it_lies(lead, kinds):
+    room = np.zeros(80, np.uint8)
+    start = -room.ctypes.data % 16 + lead
+    array = room[start : start + 16]
+    body = "ld.global.v4.b32 {%r1, %r2, %r3, %r4}, [%rd50]; ld.global.u32 %r5, [%rd50+12];"
+    assert {f.kind for f in run(body, [array], block=1).findings} == kinds
+    before, after = (run(f"ld.global.u32 %r5, [%rd50+{offset}];", [array], block=1) for offset in (-4, 16))
+    assert [f.buffer for f in before.findings] == ["p0 (16 bytes) at byte -4"]
+    assert [f.buffer for f in after.findings] == ["p0 (16 bytes) at byte 16"]
+
+
 @pytest.mark.parametrize("op", ATOMS)
 @pytest.mark.parametrize("space", ["global", "shared"])
 def test_atomic_operations_go_one_after_another(op, space):

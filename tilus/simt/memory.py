@@ -1,8 +1,9 @@
 """Address spaces. Every buffer has a window of its own, so no stray address falls into another buffer.
 
-Generic addresses are 64 bits. Global buffer number i (counted from 1) begins at i * 2^36; the shared memory of the
-thread's own block, its local memory and the kernel's parameters are windows far above. In the shared space an address
-has 32 bits: its upper 8 say which block of the cluster is meant, counted from 1; 0 is the thread's own.
+Generic addresses are 64 bits. Global buffer number i (counted from 1) begins at i * 2^36, or as far behind that as the
+array lies behind a multiple of 16 bytes: what is misaligned there is so here. The shared memory of the thread's own
+block, its local memory and the kernel's parameters are windows far above. In the shared space an address has 32 bits:
+its upper 8 say which block of the cluster is meant, counted from 1; 0 is the thread's own.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ WINDOW_BITS = 36
 SPACE_BITS = 56
 SPACES = ("global", "shared", "local", "param")  # by the upper 8 bits of a generic address
 RANK_SHIFT = 24
+_WIDEST = 16  # bytes of an access
 GUARD = 256  # every buffer begins at a multiple of this
 POISON = 0xFF  # not a number in every float format
 
@@ -63,6 +65,7 @@ class Buffer:
     array: Array | None
     nbytes: int
     start: int  # in the global memory's bytes
+    lead: int  # bytes of the window before it
 
     @property
     def flat(self) -> Array:
@@ -80,18 +83,20 @@ class GlobalMemory(Memory):
         for name, data in pieces:
             array = None if isinstance(data, bytes) else data
             nbytes = len(data) if isinstance(data, bytes) else data.nbytes
-            self.buffers.append(Buffer(name, array, nbytes, total))
-            total += -(-nbytes // GUARD) * GUARD + GUARD
+            lead = 0 if isinstance(data, bytes) else data.ctypes.data % _WIDEST
+            self.buffers.append(Buffer(name, array, nbytes, total + lead, lead))
+            total += -(-(lead + nbytes) // GUARD) * GUARD + GUARD
         super().__init__(total)
-        self.starts = np.array([0, *(b.start for b in self.buffers), 0], np.int64)
-        self.sizes = np.array([0, *(b.nbytes for b in self.buffers), 0], np.int64)
+        self.windows = np.array([0, *(b.start - b.lead for b in self.buffers), 0], np.int64)
+        self.leads = np.array([0, *(b.lead for b in self.buffers), 0], np.int64)
+        self.ends = np.array([0, *(b.lead + b.nbytes for b in self.buffers), 0], np.int64)
         for buffer, (_, data) in zip(self.buffers, pieces, strict=True):
             content = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else buffer.flat
             self.bytes[buffer.start : buffer.start + buffer.nbytes] = content
 
     def address(self, number: int) -> int:
         """Return where a buffer begins, for programs."""
-        return (number + 1) << WINDOW_BITS
+        return ((number + 1) << WINDOW_BITS) + self.buffers[number].lead
 
     def copy_back(self) -> None:
         """Write the contents of all arguments back into their arrays."""
@@ -103,7 +108,8 @@ class GlobalMemory(Memory):
         """Return places in `bytes`, and whether each access lies in a buffer."""
         windows = np.minimum(addresses >> np.uint64(WINDOW_BITS), np.uint64(len(self.buffers) + 1)).astype(np.int64)
         offsets = (addresses & np.uint64((1 << WINDOW_BITS) - 1)).astype(np.int64)
-        return self.starts[windows] + offsets, offsets + nbytes <= self.sizes[windows]
+        inside = (offsets >= self.leads[windows]) & (offsets + nbytes <= self.ends[windows])
+        return self.windows[windows] + offsets, inside
 
     def spot(self, address: int) -> Spot | None:
         """Return the place in the buffer that an address is nearest to."""
@@ -111,7 +117,7 @@ class GlobalMemory(Memory):
         if not 1 <= number <= len(self.buffers):
             return None
         buffer = self.buffers[number - 1]
-        return Spot(buffer.name, address - (number << WINDOW_BITS), buffer.nbytes)
+        return Spot(buffer.name, address - self.address(number - 1), buffer.nbytes)
 
 
 class SharedMemory(Memory):
