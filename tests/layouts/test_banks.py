@@ -172,7 +172,14 @@ def test_best_swizzle_has_no_conflicts(columns: int, elem_bytes: int) -> None:
 
 
 def test_best_swizzle_pads_where_no_xor_fits() -> None:
-    """12 rows of 3 words: lanes walk down the columns, and 3 is odd already; 12 words need a longer row."""
+    """Lanes that take 8 bytes in 8 rows of 4: an XOR moves whole vectors, and half a row of banks is too little."""
+    fragment = Access(local(4, 2) * spatial(8, 4) * local(1, 4), 8)
+    shared = best_swizzle((32, 32), 2, (fragment,))
+    assert fragment.report(shared, 16).conflicts == 0
+    assert shared == strided((32, 32), (48, 1))
+
+
+def test_best_swizzle_of_lanes_that_walk_down_the_columns() -> None:
     column_walk = Access(spatial(32, 1).local(1, 12), 4)
     shared = best_swizzle((32, 12), 4, (column_walk,))
     assert column_walk.report(shared, 32).conflicts == 0

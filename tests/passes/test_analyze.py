@@ -189,14 +189,27 @@ def test_a_clamped_offset_lies_inside() -> None:
 
 
 def test_a_changing_bound_proves_nothing() -> None:
-    """The loop runs to the old n; a proof that reads the new one would be wrong."""
+    """The loop runs to the old n, and the view has the old n; a proof that reads the new one would be wrong."""
     b = Builder("p")
     n = b.let("n", 64)
     with b.for_("i", 0, n) as i:
         b.assign(n, 8)
     analysis = analyze(b.program())
     assert not analysis.lies_inside(i, 1, n)
+    assert not analysis.lies_inside(op("add", op("sub", i, n), 64), 1, const(64))  # 119 in the last turn
+    assert not analysis.lies_inside(op("sub", n, 8), 8, n)
     assert analysis.lies_inside(i, 1, const(64))
+
+
+def test_a_loop_that_counts_down_ends_above_its_stop() -> None:
+    b = Builder("p")
+    n, m = b.scalar("n"), b.scalar("m")
+    with b.for_("i", n, m, -1) as i:
+        pass
+    analysis = analyze(b.program())
+    start = op("sub", op("sub", i, m), 1)
+    assert analysis.lies_inside(start, 1, op("sub", n, m))
+    assert not analysis.lies_inside(op("sub", start, 1), 1, op("sub", n, m))
 
 
 def test_two_loops_may_count_with_one_variable() -> None:

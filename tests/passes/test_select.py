@@ -73,7 +73,12 @@ def test_small_tiles_spread_over_all_threads() -> None:
 
 
 def load_rows(
-    dtype: DataType = f16, stride_multiple: int = 8, shift: int = 0, shape: tuple[int, int] = (16, 64), **kwargs: Any
+    dtype: DataType = f16,
+    stride_multiple: int = 8,
+    shift: int = 0,
+    shape: tuple[int, int] = (16, 64),
+    row: int = 0,
+    **kwargs: Any,
 ) -> Program:
     """Copy a tile of rows `stride` apart, `shift` columns from an aligned column."""
     b = Builder("rows")
@@ -81,8 +86,8 @@ def load_rows(
     x, y = b.pointer("x", dtype, 16), b.pointer("y", dtype, 16)
     gx, gy = (b.inst(GlobalView(p, (m, n), (stride, const(1)))) for p in (x, y))
     start = b.let("start", op("add", op("mul", b.block_id(0), 64), shift))
-    tile = b.inst(LoadGlobal(gx, (ZERO, start), shape, (0, 1)), "tile", **kwargs)
-    b.inst(StoreGlobal(gy, tile, (ZERO, start), (0, 1)))
+    tile = b.inst(LoadGlobal(gx, (const(row), start), shape, (0, 1)), "tile", **kwargs)
+    b.inst(StoreGlobal(gy, tile, (const(row), start), (0, 1)))
     return b.program(grid=(cdiv(n, 64),), warps=1)
 
 
@@ -91,6 +96,12 @@ def load_rows(
 )
 def test_strides_and_offsets_bound_the_width(stride: int, shift: int, width: int) -> None:
     assert {s.width for s in selections(load_rows(stride_multiple=stride, shift=shift), LoadGlobal)} == {width}
+
+
+@pytest.mark.parametrize(("row", "stride", "width"), [(0, 1, 2), (1, 1, 1), (1, 2, 2), (2, 1, 2)])
+def test_a_single_row_begins_where_its_number_and_the_stride_say(row: int, stride: int, width: int) -> None:
+    program = load_rows(shape=(1, 64), row=row, stride_multiple=stride)
+    assert {s.width for s in selections(program, LoadGlobal)} == {width}
 
 
 @pytest.mark.parametrize(("dtype", "width"), [(f32, 4), (f16, 8), (bf16, 8), (i8, 16), (u4, 32)])

@@ -106,6 +106,14 @@ FAULTS = {
         "p.tilus:9:3: race: another thread writes s[0], which another thread read at load_shared (p.tilus:8:28) "
         "since the last sync",
     ),
+    "write after reads of several": (
+        S + TT + PUT + "sync()\n" + GET.replace("(8,)]", "(8,), spatial(8)]") + "q: register[f32, (8,), "
+        "column_spatial(2, 4).reshape(8)] = load_shared(src=s, offset=(0,), shape=(8,), dims=(0,))\n"
+        "store_shared(dst=s, tile=q, offset=(0,), dims=(0,))",
+        0,
+        "p.tilus:10:3: race: thread 2 writes s[1], which another thread read at load_shared (p.tilus:9:61) "
+        "since the last sync",
+    ),
     "write after write": (
         S + T + PUT + PUT,
         0,
@@ -262,6 +270,9 @@ def test_scratch_of_a_conversion() -> None:
     error = fault(program(body, head=PLANNED), X.copy(), 0)
     assert error.message.startswith("load_shared reads a[4], which nobody wrote")
     run_text(program(body.replace("width=16", "width=32"), head="  shared 64\n"), X.copy(), 0)
+    flying = body.replace(PUT.replace("dst=s", "dst=a"), GX + FETCH.replace("dst=s", "dst=a"))
+    error = fault(program(flying, head=PLANNED), X.copy(), 64)
+    assert error.message.startswith("the scratch memory of this conversion is the target of a copy in flight")
 
 
 # Claims of the compiler

@@ -108,6 +108,8 @@ def test_between_wide_types(source, target):
     rng = np.random.default_rng(1)
     if s.is_float:
         x = (rng.normal(size=4096) * 10.0 ** rng.uniform(-45, 37, 4096)).astype(s.numpy_dtype)
+        x.view(f"u{x.itemsize}")[:4] |= np.array(0x7FF << 52 if source == "f64" else 0xFF << 23, f"u{x.itemsize}")
+        x.view(f"u{x.itemsize}")[4] = x.dtype.type(np.inf).view(f"u{x.itemsize}") + 1  # NaN by its lowest bit alone
     else:
         x = (rng.integers(0 if source == "u32" else -(2**31), 2**31, 4096) >> rng.integers(0, 31, 4096)).astype(
             s.numpy_dtype

@@ -57,3 +57,27 @@ def test_the_butterfly_is_once_per_result():
         assert source.count(f"<8 x i32> <i32 {swap}") == 4, swap
     end = source.rindex("for")
     assert source.index("<8 x i32> <i32 1, i32 0") > source.rindex(".body:", 0, end)
+
+
+OUTER = """  ga: global[f32, 2] = global_view(ptr=pa, shape=(2, 16), strides=(16, 1))
+  gb: global[f32, 2] = global_view(ptr=pb, shape=(16, 1), strides=(1, 1))
+  gs: global[f32, 2] = global_view(ptr=ps, shape=(1, 8), strides=(8, 1))
+  gc: global[f32, 2] = global_view(ptr=pc, shape=(2, 8), strides=(8, 1))
+  a: register[f32, (2, 16), local(2, 2) * spatial(1, 8)] = load_global(view=ga, offset=(0, 0), shape=(2, 16), dims=(0, 1), other=0.0)
+  b: register[f32, (16, 1), local(2, 1) * spatial(8, 1)] = load_global(view=gb, offset=(0, 0), shape=(16, 1), dims=(0, 1), other=0.0)
+  s: register[f32, (1, 8), spatial(1, 8)] = load_global(view=gs, offset=(0, 0), shape=(1, 8), dims=(0, 1), other=0.0)
+  zero: register[f32, (2, 1), local(2, 1) * replicated(8, rank=2)] = full(value=0.0, shape=(2, 1))
+  part: register[f32, (2, 1), local(2, 1) * replicated(8, rank=2)] = dot(a=a, b=b, c=zero)
+  outer: register[f32, (2, 8), local(2, 1) * spatial(1, 8)] = elementwise(op="mul", args=(part, s))
+  store_global(view=gc, tile=outer, offset=(0, 0), dims=(0, 1))"""
+
+
+def test_a_factor_whose_parts_lie_in_lanes_of_other_elements_is_added_up_first():
+    text = harness.lowered(OUTER, PARAMS)
+    assert {t.name for t in partial_tensors(parse(text))} == {"part"}
+    a, b, s = (
+        np.arange(n, dtype=np.float32).reshape(shape) for n, shape in ((32, (2, 16)), (16, (16, 1)), (8, (1, 8)))
+    )
+    c = np.zeros((2, 8), np.float32)
+    harness.run(text, [a, b, s, c])
+    np.testing.assert_array_equal(c, (a @ b) * s)

@@ -69,6 +69,14 @@ def test_low_widths_have_less_error_than_the_widest_scale(name):
         assert error < other * 1.15
 
 
+@pytest.mark.parametrize("name", [n for n in (*UNSIGNED, *SIGNED) if dtype(n).nbits > 3])
+def test_without_a_zero_point_both_ends_are_half_a_step_off(name):
+    half_width = (2 ** dtype(name).nbits - 1) / 2
+    q = tilus.quantize(np.array([[half_width, -half_width, *[0.0] * 30]]), name, 32, zero_point=False)
+    assert q.scales.tolist() == [[1.0]]
+    assert (weights(q)[0, :2] - [half_width, -half_width]).tolist() in ([-0.5, 0.5], [-0.5, -0.5])
+
+
 def test_more_bits_have_less_error():
     def error(name):
         return np.abs(weights(tilus.quantize(WEIGHT.astype(np.float32), name, 64)) - WEIGHT).mean()
