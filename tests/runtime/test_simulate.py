@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -15,8 +16,15 @@ from tests.cli import wrong_kernels
 from tests.test_scale_rows import arrays, scale_rows
 from tilus import f32, i32
 from tilus.errors import LaunchError, VMError
+from tilus.ir.expr import Tensor, Var
+from tilus.ir.node import rewrite
+from tilus.ir.parser import parse
+from tilus.ir.printer import to_text
 from tilus.ir.target import BY_NAME, CUDA_TARGETS, TARGETS, target
 from tilus.kernels.linear import QuantLinear
+from tilus.runtime.arguments import Buffer, check_argument
+from tilus.runtime.compiled import CompiledKernel
+from tilus.runtime.simulate import simulate
 from tilus.runtime.weights.packing import native_pack
 
 SIMT = ("simt:sm_80", "simt:sm_90a")
@@ -234,3 +242,33 @@ def test_what_cannot_run_there():
         scale_rows(*arrays(2, 16)[:2], np.zeros((2, 16), np.float16), 2, 16)
     with pytest.raises(tilus.TilusError, match="unknown target 'simt:cpu'"):
         scale_rows.compile(target="simt:cpu")
+
+
+def test_only_a_gpu_has_ptx_and_only_the_cpu_runs_it_here():
+    x, s, _ = arrays(2, 16)
+    with pytest.raises(tilus.TilusError, match=r"kernel.ptx exists for a CUDA target; this kernel is compiled for cpu"):
+        scale_rows.compile(target="cpu").check(x, s, x.copy(), 2, 16)
+    built = scale_rows.compile(target="simt")
+    values = [check_argument(n, k, a) for n, k, a in zip("xsymn", built._kinds, (x, s, x, 2, 16), strict=True)]
+    there = [replace(v, device="cuda:0") if isinstance(v, Buffer) else v for v in values]
+    with pytest.raises(LaunchError, match="the arguments live on cuda:0, the PTX runs on the CPU"):
+        simulate(built, there, (x, s, x, 2, 16), (2, 1))
+
+
+def test_a_program_of_text_is_named_by_its_own_lines():
+    program = parse(to_text(wrong_kernels.fold.program(dict.fromkeys("xyn", 16))))
+    with pytest.raises(VMError) as caught:
+        CompiledKernel(program, target("simt")).launch(np.zeros(256, np.float32), np.zeros(256, np.float32), 256)
+    assert str(caught.value).startswith("<text>:9:")
+    assert "lower: register[f32, (128,)] = load_shared(src=v_shared" in str(caught.value)
+
+
+def test_a_program_without_lines_is_named_by_the_ptx():
+    program = rewrite(
+        wrong_kernels.fold.program(), lambda n: None if isinstance(n, Var | Tensor) else replace(n, loc=None)
+    )
+    with pytest.raises(
+        VMError, match=r"race: load races with .*, PTX line \d+ \(/kernel.cu:\d+\): ld.shared"
+    ) as caught:
+        CompiledKernel(program, target("simt")).launch(np.zeros(256, np.float32), np.zeros(256, np.float32), 256)
+    assert caught.value.loc is None

@@ -71,7 +71,7 @@ def _infer_extents(program: Program, values: list[Any]) -> None:
     position = {p.var: i for i, p in enumerate(program.params)}
     for view in walk(program):
         if isinstance(view, GlobalView):
-            array = values[position[view.ptr]]
+            array = values[position[view.ptr]] if view.ptr in position else None
             if isinstance(array, np.ndarray) and array.ndim == len(view.shape):
                 for extent, size in zip(view.shape, array.shape, strict=True):
                     if isinstance(extent, Var) and extent in position and values[position[extent]] is None:

@@ -60,7 +60,7 @@ class CompiledKernel:
     @cached_property
     def ir(self) -> Program:
         """The lowered program."""
-        return lower(self.program, self.target.code, hook=_dump_hook(self.program, self.target))
+        return lower(self.program, self.target.code, hook=_dump_hook(self.program, self.target.code))
 
     @cached_property
     def files(self) -> Files:
@@ -78,7 +78,7 @@ class CompiledKernel:
             cache.put(key, found)
         elif knobs.dump_dir:
             _ = self.ir  # lowered again, for the dump alone
-        _dump_files(self.program, self.target, found)
+        _dump_files(self.program, target, found)
         return found
 
     def _text(self, name: str) -> str:
@@ -159,6 +159,7 @@ class CompiledKernel:
         landings : sequence of str
             When asynchronous copies land, in a run for each: as `late` as they may, or `early`.
         """
+        _ = self.ptx  # or the error that says for which targets there is any
         found: list[Certificate] = []
 
         def run(values: Sequence[Buffer | int | float], arrays: Sequence[Any], extents: Sequence[int]) -> None:

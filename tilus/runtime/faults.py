@@ -86,9 +86,12 @@ def faults_of(report: Report, built: Built) -> list[Fault]:
 def _fault(finding: Finding, times: int, source_map: SourceMap, built: Built) -> Fault:
     loc, other = source_map.loc(finding.instruction), source_map.loc(finding.other)
     buffer = "" if finding.address is None else f"address {finding.address:#x}, in no array"
+    message = source_map.text(finding.message)
+    if loc is None and finding.instruction is not None:
+        message += f", {finding.instruction.place}: {finding.instruction.text}"
     return Fault(
         finding.kind,
-        source_map.text(finding.message),
+        message,
         loc or built.program.loc,
         other,
         finding.block,
@@ -102,7 +105,7 @@ def _fault(finding: Finding, times: int, source_map: SourceMap, built: Built) ->
 def _hint(finding: Finding, loc: Loc | None, other: Loc | None) -> str | None:
     way = _HINTS.get(finding.kind)
     if finding.kind == "race":
-        way = _RACE_HINTS[finding.space]
+        way = _RACE_HINTS.get(finding.space)
     if other is None:
         return way
     same_file = loc is not None and loc.file == other.file

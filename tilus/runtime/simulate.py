@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from tilus import simt
+from tilus.errors import LaunchError
 from tilus.ir.types import PointerType
-from tilus.runtime.arguments import Buffer, as_numpy
+from tilus.runtime.arguments import Buffer, as_numpy, device_of
 from tilus.runtime.built import Built, Launch
 from tilus.runtime.faults import as_error, faults_of
 from tilus.runtime.launch_cuda import CudaKernel
@@ -21,7 +22,15 @@ _WORD = 4
 def simulate(
     built: Built, values: Sequence[Buffer | int | float], arrays: Sequence[Any], grid: Sequence[int], **options: Any
 ) -> simt.Report:
-    """Run a kernel's PTX on checked arguments; options are those of `simt.run`. Arrays are written to."""
+    """Run a kernel's PTX on checked arguments; options are those of `simt.run`. Arrays are written to.
+
+    Raises
+    ------
+    LaunchError
+        If arrays live on a GPU.
+    """
+    if device_of(values) != "cpu":
+        raise LaunchError(f"the arguments live on {device_of(values)}, the PTX runs on the CPU", hint="pass CPU arrays")
     meta = json.loads(built.files["meta.json"])
     args: list[Any] = []
     padded: list[tuple[np.ndarray, np.ndarray]] = []

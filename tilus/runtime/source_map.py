@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterator
+from operator import itemgetter
 
 from tilus.codegen import cuda
 from tilus.errors import Loc
@@ -35,7 +36,7 @@ class SourceMap:
 
     def __init__(self, lowered: Program, target: Target) -> None:
         self._params = [p.var.name for p in lowered.params]
-        self._lines, self._locs = zip(*cuda.emit(lowered, target).line_map, strict=True)
+        self._places = cuda.emit(lowered, target).line_map
         self._shared = list(_shared_ranges(lowered))
 
     @staticmethod
@@ -48,9 +49,8 @@ class SourceMap:
         return self._of_line(self.line(instruction)) if instruction else None
 
     def _of_line(self, line: int) -> Loc | None:
-        number = bisect_right(self._lines, line) - 1
-        found: Loc | None = self._locs[number] if number >= 0 else None
-        return found
+        number = bisect_right(self._places, line, key=itemgetter(0))
+        return self._places[number - 1][1] if number else None
 
     def text(self, message: str) -> str:
         """Return a message of the machine with the user's lines for those of the PTX."""
@@ -67,7 +67,7 @@ class SourceMap:
 
     def _tenants(self, offset: int) -> str:
         names = dict.fromkeys(name for start, end, name in self._shared if start <= offset < end)
-        return " or ".join(names) or "no tensor"
+        return " or ".join(names) or "none of the tensors"
 
 
 def _shared_ranges(lowered: Program) -> Iterator[tuple[int, int, str]]:
