@@ -264,9 +264,8 @@ def test_a_program_of_text_is_named_by_its_own_lines():
 
 
 def test_a_program_without_lines_is_named_by_the_ptx():
-    program = rewrite(
-        wrong_kernels.fold.program(), lambda n: None if isinstance(n, Var | Tensor) else replace(n, loc=None)
-    )
+    program = wrong_kernels.fold.program(dict.fromkeys("xyn", 16))
+    program = rewrite(program, lambda n: None if isinstance(n, Var | Tensor) else replace(n, loc=None))
     with pytest.raises(
         VMError, match=r"race: load races with .*, PTX line \d+ \(/kernel.cu:\d+\): ld.shared"
     ) as caught:
