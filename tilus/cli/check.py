@@ -110,7 +110,8 @@ def _print(certificate: Certificate, arguments: str) -> None:
     click.echo(f"{certificate.kernel} for {certificate.target}: {arguments}")
     blocks = " x ".join(map(str, certificate.grid))
     landings = f", asynchronous copies landing {' and '.join(certificate.landings)}" if certificate.landings[1:] else ""
-    click.echo(f"{blocks} blocks of {certificate.threads} threads{landings}\n")
+    plural = "" if max(certificate.grid) == 1 else "s"
+    click.echo(f"{blocks} block{plural} of {certificate.threads} threads{landings}\n")
     click.echo("".join(certificate.printed), nl=False)
     for fault in certificate.faults:
         click.echo(f"{fault.error()}\n")
