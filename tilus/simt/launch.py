@@ -62,19 +62,15 @@ def run(
 
     Parameters
     ----------
-    ptx : str or Module
-        A whole PTX text, or what `parse` made of one.
-    kernel : str
-        The name of an entry in it.
+    ptx, kernel : str
+        A whole PTX text (or what `parse` made of one), and the name of an entry in it.
     args : sequence
         One for each parameter: a contiguous array, which is passed by address and updated in place; a number; a
         `TensorMap`; or the bytes of a parameter.
-    grid, block : int or sequence of int
-        Extents in blocks and threads.
+    grid, block, cluster : int or sequence of int
+        Extents in blocks, threads and blocks; those of a cluster are by default what the kernel demands, or 1.
     shared_bytes : int
         Dynamic shared memory of a block.
-    cluster : int or sequence of int, optional
-        Extents in blocks; by default what the kernel demands, or 1.
     target : str, optional
         What the PTX has to be for, such as `sm_90a`.
     sanitize : bool
