@@ -149,6 +149,8 @@ def test_integers():
     assert alu.evaluate("cvt.s32.s8", 0x80) == 0xFFFFFF80
     assert alu.evaluate("cvt.pack.sat.s8.s32.b32", 300, -300, 0x1234) == 0x12347F80
     assert alu.evaluate("cvt.pack.sat.u16.s32", -1, 70000) == 0x0000FFFF
+    assert alu.evaluate("cvt.pack.sat.u4.s32.b32", 99, 3, 0x12) == 0x12F3
+    assert alu.evaluate("cvt.pack.sat.s2.s32.b32", -9, 1, 0x1) == 0x19
 
 
 def test_rounding_to_whole_floats():

@@ -149,3 +149,14 @@ def test_unknown_forms_are_errors():
     for text in ("fma.rn.oob.f16", "add.f8", "frobnicate.b32", "ex2.f32", "setp.lo.f32", "mul.lo.weird.s32"):
         with pytest.raises(VMError, match="does not know"):
             alu.operation(text)
+
+
+@pytest.mark.parametrize("rounding", ["rn", "rz", "rm", "rp"])
+def test_divisions_of_f64_at_the_limits(rounding):
+    a = np.array([1, 1, 1, -1, 0, np.inf, np.inf, -0.0])
+    b = np.array([np.inf, 0, -0.0, 0, 0, 2, np.inf, 2])
+    with np.errstate(all="ignore"):
+        wanted = a / b
+    found = alu.evaluate(f"div.{rounding}.f64", a.view(np.uint64), b.view(np.uint64)).view(np.float64)
+    np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_array_equal(np.signbit(found[:4]), np.signbit(wanted[:4]))

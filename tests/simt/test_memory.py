@@ -158,3 +158,19 @@ def test_many_blocks_in_turns():
         st.global.u32 [%rd1], %r10;
     """, [out], grid=(40, 5, 3), block=(48, 2)).check()  # fmt: skip
     np.testing.assert_array_equal(out.reshape(-1), np.arange(out.size))
+
+
+@pytest.mark.parametrize(("size", "clean"), [(0, True), (5, True), (16, True), (17, False)])
+def test_an_asynchronous_copy_reads_no_more_than_it_writes(size, clean):
+    source, out = words(32, 4), np.zeros((32, 4), np.uint32)
+    body = """
+        shl.b32 %r1, %r0, 4; cvt.u64.u32 %rd1, %r1; add.s64 %rd2, %rd50, %rd1; add.s64 %rd3, %rd51, %rd1;
+        mov.u32 %r2, buffer; add.u32 %r2, %r2, %r1;
+        cp.async.cg.shared.global [%r2], [%rd2], 16, %r192; cp.async.wait_all;
+        ld.shared.v4.b32 {%r3, %r4, %r5, %r6}, [%r2]; st.global.v4.b32 [%rd3], {%r3, %r4, %r5, %r6};
+    """
+    report = run(body, [source, out, size])
+    assert {f.kind for f in report.findings} == (set() if clean else {"bounds"})
+    wanted = source.view(np.uint8).copy()
+    wanted[:, size:] = 0
+    np.testing.assert_array_equal(out.view(np.uint8), wanted)

@@ -145,15 +145,18 @@ def _pack(op: Opcode, target: str) -> Operation:
     """`cvt.pack.sat.convertType.abType[.cType]`: saturate two integers and put them below what `c` holds."""
     with_rest = op.rest[-1:] != ["sat"]
     if with_rest:  # three types: the last is that of `c`
-        target = _kind(op)
+        target = op.rest.pop()
     if not op.take("sat"):
         raise op.unknown("cvt.pack saturates")
-    nbits = {"u2": 2, "s2": 2, "u4": 4, "s4": 4}.get(target, 8 * BYTES.get(target, 1))
+    nbits = int(target[1:]) if target[1:].isdigit() else 0
+    if target[0] not in "us" or nbits not in (2, 4, 8, 16) or (nbits == 16) == with_rest:
+        raise op.unknown(f"cvt.pack does not make .{target}")
+    low, high = (0, (1 << nbits) - 1) if target[0] == "u" else (-1 << nbits - 1, (1 << nbits - 1) - 1)
     mask = np.uint32((1 << nbits) - 1)
 
     def function(a: Array, b: Array, c: Array | None = None) -> Array:
-        high, low = (saturate(x.astype(np.int64), target).astype(np.uint32) & mask for x in (a, b))
-        both = high << np.uint32(nbits) | low
+        first, second = (np.clip(x.astype(np.int64), low, high).astype(np.uint32) & mask for x in (a, b))
+        both = first << np.uint32(nbits) | second
         return both if c is None else both | c << np.uint32(2 * nbits)
 
     return Operation(("b32",), ("s32", "s32", *(["b32"] if with_rest else [])), function)

@@ -143,7 +143,11 @@ def _copy(context: Context) -> Step:
 
     def step(group: Group) -> None:
         threads = machine.numbers[group]
-        wanted = np.broadcast_to(np.minimum(size(group), np.uint32(nbytes)), threads.shape)
+        wanted = np.broadcast_to(size(group), threads.shape)
+        if (wanted > nbytes).any():  # undefined, says the PTX manual
+            text = f"a copy of {nbytes} bytes is to read {wanted.max()}"
+            machine.find("bounds", text, context.code, threads[wanted > nbytes])
+        wanted = np.minimum(wanted, np.uint32(nbytes))
         sources, sizes = np.zeros(len(threads), np.int64), np.zeros(len(threads), np.uint32)
         some = wanted > 0  # where nothing is read, the address is not looked at
         for part in reads.parts(threads[some], np.broadcast_to(source(group), threads.shape)[some]):

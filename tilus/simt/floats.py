@@ -149,9 +149,11 @@ def _double(op: Opcode, rounding: str, compute: Compute, count: int) -> Operatio
 
     def one(*values: float) -> float:
         plain = float(compute(*map(np.float64, values)))
-        if not np.isfinite(plain) and not all(np.isfinite(values)):
+        if not all(np.isfinite(values)):
             return plain
         exact = compute(*map(Fraction, values))
+        if isinstance(exact, float):  # a division by zero
+            return plain
         if exact == 0:
             return plain if plain == 0 else 0.0
         return _round_fraction(exact, rounding)
@@ -204,13 +206,13 @@ def _divide(op: Opcode) -> Operation:
         return integers.divide(op)
     kind, rounding = op.type("f32", "f64"), op.choose("approx", "full", *ROUNDINGS)
     if kind == "f64":
-        return _double(op, rounding, lambda a, b: _safe_quotient(a, b), 2)
+        return _double(op, rounding, _quotient, 2)
     quotient = _directed(rounding, np.divide, lambda y, a, b: (a - y * b) * np.sign(b))
     return _rounded(op, kind, 2, quotient, rounding if rounding in ROUNDINGS else "rn")
 
 
-def _safe_quotient(a: Any, b: Any) -> Any:
-    return np.float64(float(a)) / np.float64(0.0) if isinstance(b, Fraction) and b == 0 else a / b
+def _quotient(a: Any, b: Any) -> Any:
+    return np.inf if isinstance(b, Fraction) and b == 0 else a / b
 
 
 @family("rcp", "sqrt", "rsqrt")
