@@ -18,7 +18,7 @@ from statistics import median
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("numpy", "llvmlite", "torch", "onnxruntime", "nvidia-cuda-nvrtc", "nvidia-cuda-nvdisasm")
+PACKAGES = ("numpy", "llvmlite", "torch", "onnxruntime", "nvidia-cuda-nvrtc", "nvidia-cuda-nvdisasm", "cupy-cuda13x")
 FOREIGN = 0.1  # of one core: a burst during which other processes took more is measured again
 ATTEMPTS = 4
 PAUSE = 2.0  # seconds before the next attempt, while patience lasts
@@ -120,8 +120,17 @@ def last_level_cache() -> int:
 
 def write(name: str, settings: dict[str, object], rows: Sequence[dict[str, object]], *, dated: bool = True) -> Path:
     """Write a result file into `bench/results`; a dated one names the CPU and the day."""
-    record = {
-        "claim": name,
+    record = {"claim": name, **provenance(), "settings": settings, "rows": list(rows)}
+    host = re.sub(r"[^A-Za-z0-9]+", "-", cpu_name()).strip("-")
+    path = RESULTS / (f"{name}-{host}-{record['date']}.json" if dated else f"{name}.json")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    return path
+
+
+def provenance() -> dict[str, object]:
+    """Return when, where, with what and how a result is made."""
+    return {
         "date": time.strftime("%Y-%m-%d"),
         "machine": {
             "cpu": cpu_name(),
@@ -131,14 +140,7 @@ def write(name: str, settings: dict[str, object], rows: Sequence[dict[str, objec
         "versions": {"python": platform.python_version(), **_versions()},
         "commit": _commit(),
         "command": f"python {shlex.join([Path(sys.argv[0]).as_posix(), *sys.argv[1:]])}",
-        "settings": settings,
-        "rows": list(rows),
     }
-    host = re.sub(r"[^A-Za-z0-9]+", "-", cpu_name()).strip("-")
-    path = RESULTS / (f"{name}-{host}-{record['date']}.json" if dated else f"{name}.json")
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    return path
 
 
 def _versions() -> dict[str, str]:
