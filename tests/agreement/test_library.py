@@ -17,8 +17,8 @@ from tests.kernels.pairwise import pairwise
 from tests.tolerance import numpy_type
 from tilus.dtypes import DataType, dtype
 from tilus.ir.program import Program
-from tilus.kernels.configure import constants, rows_per_block
-from tilus.kernels.programs import layer_norm, matmul, quantized_matmul, softmax, vector_add
+from tilus.kernels.configure import matmul_program, rows_per_block
+from tilus.kernels.programs import layer_norm, matmul, softmax, vector_add
 from tilus.passes.pipeline import lower
 from tilus.runtime.targets import find_target
 from tilus.runtime.weights import quantize
@@ -129,7 +129,9 @@ def quantized(case: dict[str, Any]) -> tuple[Program, list[Any]]:
     most = int(np.log2(max(-float(kind.min_value), float(kind.max_value))))
     scales = 2.0 ** (rng.integers(-4, 1, w.scales.shape) - max(0, most - 7))
     bm = rows_per_block(m, device, kind, activation)
-    program = quantized_matmul.program(**constants(w.format, activation, dtype("f16"), bm, case["bias"]))
+    whole = k % w.format.pack.tile[1] == 0
+    source, constants = matmul_program(w.format, activation, dtype("f16"), bm, case["bias"], whole=whole)
+    program = source.program(**constants)
     x, y, bias = integers(activation, m, k), unwritten(activation, m, n), integers(activation, n)
     zeros = w.words if w.zero_points is None else w.zero_points
     return program, [

@@ -101,7 +101,7 @@ def test_a_product_of_the_library(check):
     for weight, data in (("u4", True), ("nf4", False)):
         output = check("--matmul", weight, "--shape", "5,40,70", "--group", "32", "--target", "sm_90a", "--json")
         (record,) = json.loads(output)["certificates"]
-        assert record["kernel"] == "quantized_matmul"
+        assert record["kernel"] == "sliced_matmul"
         assert record["data_independent"] is data
         assert record["landings"] == ["late", "early"]
         assert any(name.startswith("mma.sync") for name in record["instructions"])

@@ -11,8 +11,8 @@ from tests.kernels.pairwise import pairwise
 from tilus.dtypes import dtype
 from tilus.ir.target import CUDA_TARGETS
 from tilus.ir.target import target as find_target
-from tilus.kernels.configure import constants, rows_per_block
-from tilus.kernels.programs import layer_norm, matmul, quantized_matmul, softmax, vector_add
+from tilus.kernels.configure import matmul_program, rows_per_block
+from tilus.kernels.programs import layer_norm, matmul, softmax, vector_add
 from tilus.runtime.weights import WeightFormat, native_pack
 
 PROMISES = {"n": 16, "k": 16}
@@ -24,8 +24,8 @@ def compiled(name, zero_point, arch, *, activation="f16", m=8, group=128, bias=T
     zero = "tensor" if zero_point else "half" if name[0] == "u" else "none"
     form = WeightFormat(native_pack(kind, "cuda"), group, zero)
     bm = rows_per_block(m, "cuda", kind, x)
-    values = constants(form, x, dtype("f32" if activation == "f32" else "f16"), bm, bias)
-    return quantized_matmul.compile(target=arch, multiples=promises, **values)
+    program, values = matmul_program(form, x, dtype("f32" if activation == "f32" else "f16"), bm, bias)
+    return program.compile(target=arch, multiples=promises, **values)
 
 
 def check_resources(kernel):

@@ -14,8 +14,8 @@ from tilus.ir.parser import parse
 from tilus.ir.printer import to_text
 from tilus.ir.program import Program
 from tilus.ir.target import TARGETS, Target
-from tilus.kernels.configure import constants
-from tilus.kernels.programs import matmul, quantized_matmul, softmax
+from tilus.kernels.configure import matmul_program
+from tilus.kernels.programs import matmul, softmax
 from tilus.lang import block_id, cdiv, global_view, launch, load_global, maximum, ptr, store_global, sum, zeros
 from tilus.passes.pipeline import lower
 from tilus.runtime.kernel import kernel
@@ -24,7 +24,8 @@ from tilus.runtime.weights.weight import WeightFormat
 
 PARTS = ("simplify", "select")
 GPU_PACK = PackLayout.parse(
-    'u4 | spatial(4,1) * column_local(2,16) * spatial(8,4) * local(1,2) | 4 | bits(4, 16, "ddddbbbbccccaaaa", units=8)'
+    "u4 | register_layout(shape=[64,128], mode_shape=[8,4,2,16,4,2], spatial_modes=[1,0,4], local_modes=[3,2,5]) | 4"
+    ' | bits(4, 16, "ddddbbbbccccaaaa", units=8)'
 )
 CPU_PACK = PackLayout.parse("u3 | local(4,16) * spatial(1,8) | 1")
 
@@ -32,7 +33,8 @@ CPU_PACK = PackLayout.parse("u3 | local(4,16) * spatial(1,8) | 1")
 def quantized(pack: PackLayout, activation, group: int, bm: int) -> Program:
     form = WeightFormat(pack, group, "tensor")
     promises = dict.fromkeys(("x", "w", "scales", "zero_points", "bias", "y", "n", "k"), 16)
-    return quantized_matmul.program(promises, **constants(form, activation, f16, bm, True))
+    program, constants = matmul_program(form, activation, f16, bm, True)
+    return program.program(promises, **constants)
 
 
 @kernel

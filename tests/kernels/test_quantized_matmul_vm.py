@@ -16,8 +16,8 @@ from tests.tolerance import check
 from tilus import vm
 from tilus.dtypes import dtype
 from tilus.ir.target import target
-from tilus.kernels.configure import compute_dtype, constants, rows_per_block
-from tilus.kernels.programs import quantized_matmul
+from tilus.kernels.configure import matmul_program, rows_per_block
+from tilus.kernels.configure_gpu import compute_dtype
 from tilus.passes.pipeline import lower
 from tilus.runtime.weights import native_pack
 
@@ -42,7 +42,9 @@ def arguments(x, w, bias, y):
 
 
 def program(w, activation, bm, bias):
-    return quantized_matmul.program(**constants(w.format, dtype(activation), dtype("f16"), bm, bias))
+    whole = w.shape[1] % w.format.pack.tile[1] == 0
+    source, constants = matmul_program(w.format, dtype(activation), dtype("f16"), bm, bias, whole=whole)
+    return source.program(**constants)
 
 
 # Small: the reference machine is slow. More than a tile of rows (64 on a GPU) and of K for the widest types.

@@ -8,7 +8,7 @@ from tilus import vm
 from tilus.dtypes import dtype
 from tilus.errors import LayoutError
 from tilus.ir.target import target
-from tilus.kernels.configure import ternary_constants
+from tilus.kernels.configure_gpu import ternary_constants
 from tilus.kernels.programs import ternary_matmul
 from tilus.layouts import local, spatial
 from tilus.passes.pipeline import lower

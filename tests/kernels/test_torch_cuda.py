@@ -14,7 +14,7 @@ from tests.kernels.pairwise import pairwise
 from tests.kernels.test_matmul import TORCH, as_torch
 from tests.tolerance import TENSOR_CORE, check
 from tilus.dtypes import dtype
-from tilus.kernels.configure import compute_dtype
+from tilus.kernels.configure_gpu import compute_dtype
 from tilus.kernels.programs import layer_norm, matmul, softmax, vector_add
 
 pytestmark = pytest.mark.gpu

@@ -88,9 +88,14 @@ def _nodes_in(value: Any) -> Iterator[Node]:
 
 def walk(node: Node) -> Iterator[Node]:
     """Yield the node and everything below it, in program order."""
-    yield node
-    for child in children(node):
-        yield from walk(child)
+    left: list[Any] = [node]
+    while left:
+        item = left.pop()
+        if isinstance(item, Node):
+            yield item
+            left += [getattr(item, name) for name in reversed(field_names(item.__class__))]
+        elif isinstance(item, tuple):
+            left += item[::-1]
 
 
 def rewrite(node: Any, rule: Callable[[Node], Any]) -> Any:

@@ -26,19 +26,26 @@ def panel_layout(pack: PackLayout) -> RegisterLayout:
 
 
 @cache
-def panel_constants(form: WeightFormat, activation: DataType, scale: DataType, bm: int, bias: bool) -> dict[str, Any]:
-    """Return the compile-time constants of `panel_matmul` for a weight format and batch tile."""
-    group = max(form.group_size, 0)
+def register_constants(
+    form: WeightFormat, activation: DataType, scale: DataType, bm: int, bias: bool
+) -> dict[str, Any]:
+    """Return the compile-time constants of `quantized_matmul` for a weight format and batch tile."""
+    group, width = max(form.group_size, 0), form.pack.tile[1]
     return {
         "XT": activation,
         "ST": scale,
         "ZT": ZERO_POINTS[form.dtype.is_signed] if form.zero_point == "tensor" else dtype("u32"),
         "PACK": form.pack,
         "BM": bm,
-        "PANEL": panel_layout(form.pack),
         "GROUP": group,
-        "STEP": gcd(group, form.pack.tile[1]),
+        "STEP": gcd(group, width),
         "ZERO": form.zero_point,
         "SCALED": form.tensor_scale != 1.0,
         "BIAS": bias,
     }
+
+
+@cache
+def panel_constants(form: WeightFormat, activation: DataType, scale: DataType, bm: int, bias: bool) -> dict[str, Any]:
+    """Return those of `panel_matmul`."""
+    return register_constants(form, activation, scale, bm, bias) | {"PANEL": panel_layout(form.pack)}

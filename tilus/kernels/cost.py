@@ -15,8 +15,7 @@ from tilus.ir.node import walk
 from tilus.ir.program import Program
 from tilus.ir.stmt import For, InstStmt
 from tilus.ir.types import RegisterType
-from tilus.kernels.configure import constants
-from tilus.kernels.programs import quantized_matmul
+from tilus.kernels.configure import matmul_program
 from tilus.runtime.compiled import CompiledKernel
 from tilus.runtime.hot_loop import HotLoop, hot_loop, instructions_per_weight
 from tilus.runtime.weights.packing import native_pack
@@ -33,6 +32,7 @@ class MatmulCost:
 
     compiled: CompiledKernel
     form: WeightFormat
+    slices: int  # tiles that a trip takes
 
     @property
     def registers(self) -> int:
@@ -57,13 +57,16 @@ class MatmulCost:
     @cached_property
     def weights_per_trip(self) -> int:
         """Weights that a thread consumes in one trip of the machine code's loop: ptxas may have unrolled it."""
-        per_tile = self.form.pack.fragment.local_size
+        pack = self.form.pack
+        per_tile = prod(pack.tile) // pack.fragment.num_threads * self.slices
         expected = tensor_instructions(self.compiled.ir)
         found = self.loop.mix["mma"]
         if not expected or not found:
             return per_tile
         if found % expected:
-            raise CompileError(f"a trip has {found} tensor-core instructions, no multiple of the {expected} of a tile")
+            raise CompileError(
+                f"a trip has {found} tensor-core instructions, no multiple of the {expected} that it has as written"
+            )
         return per_tile * (found // expected)
 
     @property
@@ -91,8 +94,8 @@ def matmul_cost(form: WeightFormat, activation: DataType, scale: DataType, *, bm
         `sm_80` and so on.
     """
     form = replace(form, pack=native_pack(form.dtype, "cuda", activation))
-    values = constants(form, activation, scale, bm, bias=True)
-    return MatmulCost(quantized_matmul.compile(target=target, multiples=PROMISES, **values), form)
+    program, values = matmul_program(form, activation, scale, bm, bias=True)
+    return MatmulCost(program.compile(target=target, multiples=PROMISES, **values), form, values.get("SLICES", 1))
 
 
 def _loop_lines(program: Program) -> list[InstStmt]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tilus.dtypes import DataType
-from tilus.kernels.configure import constants, ternary_constants
+from tilus.kernels.configure import matmul_program
 from tilus.kernels.dispatch import check_operands
 from tilus.kernels.programs.dequantize import dequantize, dequantize_ternary
 from tilus.runtime.arguments import element_type, is_torch
@@ -47,6 +47,6 @@ def expand(model: Any, words: Any, scales: Any, zero_points: Any | None, form: W
 def _kernel(form: WeightFormat, kind: DataType, scale: DataType) -> BoundKernel:
     ternary = form.dtype.name in PACKS
     program = dequantize_ternary if ternary else dequantize
-    shared = (ternary_constants if ternary else constants)(form, kind, scale, 1, False)
+    _, shared = matmul_program(form, kind, scale, 1, bias=False)
     names = [c.name for c in program.definition.constants]
     return program.bind(**{"YT": kind} | {name: shared[name] for name in names if name in shared})

@@ -12,9 +12,8 @@ import numpy as np
 
 from tilus.dtypes import DataType
 from tilus.errors import LaunchError
-from tilus.kernels.configure import constants, rows_per_block, ternary_constants
-from tilus.kernels.configure_cpu import CPU_BATCH_TILES, LARGEST_IN_REGISTERS, panel_constants
-from tilus.kernels.programs import panel_matmul, quantized_matmul, ternary_matmul
+from tilus.kernels.configure import matmul_program, rows_per_block
+from tilus.kernels.configure_cpu import CPU_BATCH_TILES
 from tilus.runtime.arguments import element_type, is_torch
 from tilus.runtime.kernel import BoundKernel
 from tilus.runtime.targets import Device, code_device
@@ -94,7 +93,8 @@ def prepare(
     (m, n), k = y.shape, x.shape[1]
     any_scale = form if form.tensor_scale == 1.0 else replace(form, tensor_scale=2.0)  # one kernel for all
     batch = min(m, CPU_BATCH_TILES[-1])
-    kernel = _kernel(any_scale, device_kind(x), x.dtype, scales.dtype, batch, bias is not None)
+    whole = k % form.pack.tile[1] == 0
+    kernel = _kernel(any_scale, device_kind(x), x.dtype, scales.dtype, batch, bias is not None, whole)
     # In place of what is not there stands any array: it is not read.
     zeros, added = words if zero_points is None else zero_points, y if bias is None else bias
     sizes = m, n, k, form.groups(k)
@@ -104,7 +104,9 @@ def prepare(
 
 
 @cache
-def _kernel(form: WeightFormat, device: Device, activation: Any, scale: Any, m: int, bias: bool) -> BoundKernel:
+def _kernel(
+    form: WeightFormat, device: Device, activation: Any, scale: Any, m: int, bias: bool, whole: bool
+) -> BoundKernel:
     """Return the kernel for a batch of `m`, where the largest tile stands for all that is more."""
     x_type, scale_type = element_type(activation), form.scale or element_type(scale)
     assert x_type is not None, "check_operands ran"
@@ -116,11 +118,8 @@ def _kernel(form: WeightFormat, device: Device, activation: Any, scale: Any, m: 
             hint="QuantizedWeight.packed_for repacks them",
         )
     bm = rows_per_block(m, device, form.dtype, x_type)
-    if isinstance(form.pack, TritPack):
-        return ternary_matmul.bind(**ternary_constants(form, x_type, scale_type, bm, bias))
-    if device == "cpu" and bm > LARGEST_IN_REGISTERS:
-        return panel_matmul.bind(**panel_constants(form, x_type, scale_type, bm, bias))
-    return quantized_matmul.bind(**constants(form, x_type, scale_type, bm, bias))
+    program, constants = matmul_program(form, x_type, scale_type, bm, bias, whole=whole)
+    return program.bind(**constants)
 
 
 def device_kind(x: Any) -> Device:

@@ -8,8 +8,7 @@ from tilus import vm
 from tilus.dtypes import block_format, block_scaled, dtype
 from tilus.errors import DTypeError, QuantizeError
 from tilus.ir.target import target
-from tilus.kernels.configure import constants
-from tilus.kernels.programs import quantized_matmul
+from tilus.kernels.configure import matmul_program
 from tilus.passes.pipeline import lower
 from tilus.runtime.weights import WeightFormat, native_pack
 
@@ -47,16 +46,15 @@ def test_products(name, kind):
 def test_lowered_for_a_gpu(name, where):
     w = tilus.quantize(WEIGHT, name)
     w = w.repack(native_pack(w.dtype, "cuda"))
-    program = quantized_matmul.program(**constants(w.format, dtype("f16"), w.format.scale, 8, False))
+    source, constants = matmul_program(w.format, dtype("f16"), w.format.scale, 8, False, whole=False)
+    program = source.program(**constants)
     x = np.random.default_rng(1).integers(-2, 3, (4, 160)).astype(np.float16)
     y = np.zeros((4, 70), np.float16)
     sizes = 4, 70, 160, w.format.groups(160)
     vm.run(lower(program, target(where)), [x, w.words, w.scales, w.words, y, y, *sizes, w.format.tensor_scale])
     exact = x.astype(float) @ reference(name).T
     assert np.abs(y - exact).max() <= 2e-3 * np.abs(exact).max()
-    kernel = quantized_matmul.compile(
-        target=where, multiples={"n": 16, "k": 16}, **constants(w.format, dtype("f16"), w.format.scale, 8, False)
-    )
+    kernel = source.compile(target=where, multiples={"n": 16, "k": 16}, **constants)
     assert kernel.resources.spills == 0
 
 

@@ -7,8 +7,18 @@ from tilus.kernels.programs.layer_norm import layer_norm
 from tilus.kernels.programs.matmul import matmul
 from tilus.kernels.programs.panel_matmul import panel_matmul
 from tilus.kernels.programs.quantized_matmul import quantized_matmul
+from tilus.kernels.programs.sliced_matmul import sliced_matmul
 from tilus.kernels.programs.softmax import softmax
 from tilus.kernels.programs.ternary_matmul import ternary_matmul
 from tilus.kernels.programs.vector_add import vector_add
 
-__all__ = ["layer_norm", "matmul", "panel_matmul", "quantized_matmul", "softmax", "ternary_matmul", "vector_add"]
+__all__ = [
+    "layer_norm",
+    "matmul",
+    "panel_matmul",
+    "quantized_matmul",
+    "sliced_matmul",
+    "softmax",
+    "ternary_matmul",
+    "vector_add",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tilus.dtypes import DataType, f32, i32, u32
-from tilus.kernels.programs.quantized_matmul import decode
+from tilus.kernels.programs.pieces import decode
 from tilus.kernels.programs.ternary_matmul import numbers
 from tilus.lang import block_id, cdiv, global_view, launch, load_global, ptr, static_range, store_global, view
 from tilus.runtime.kernel import kernel
@@ -29,11 +29,10 @@ def dequantize(
     STEP: int,  # weights along K expanded at once: divides GROUP and the tile
     ZERO: str,  # "none", "half" (2^(bits-1)) or "tensor"
     SCALED: bool,  # whether there is a tensor scale
-    WARPS: int,
 ):
     """Write (decode(code) - zero point) * scale, computed in f32 and rounded once; scales are [groups, n]."""
     (BN, BK), words = PACK.tile, PACK.words
-    launch(blocks=(cdiv(n, BN), cdiv(k, BK)), warps=WARPS)
+    launch(blocks=(cdiv(n, BN), cdiv(k, BK)), warps=PACK.warps)
     row, t = block_id(0) * BN, block_id(1)
     gw, gy = global_view(w, shape=(cdiv(n, BN), cdiv(k, BK), *words.shape)), global_view(y, shape=(n, k))
     gs = global_view(scales, shape=(n, groups), strides=(1, n))
@@ -63,11 +62,10 @@ def dequantize_ternary(
     ST: DataType,
     PACK: PackLayout,
     GROUP: int,  # weights along K that share a scale, a multiple of the fragment's width; 0: all do
-    WARPS: int,
 ):
     """Write (digit - 1) * scale for weights of five digits a byte; see `ternary_matmul`."""
     (BN, BK), words, width = PACK.tile, PACK.words, PACK.fragment.shape[1]
-    launch(blocks=(cdiv(n, BN), cdiv(k, BK)), warps=WARPS)
+    launch(blocks=(cdiv(n, BN), cdiv(k, BK)), warps=PACK.warps)
     row, t = block_id(0) * BN, block_id(1)
     gw, gy = global_view(w, shape=(cdiv(n, BN), cdiv(k, BK), *words.shape)), global_view(y, shape=(n, k))
     gs = global_view(scales, shape=(n, groups), strides=(1, n))

@@ -8,7 +8,7 @@ ordinary one: what unpacking costs is divided by BM.
 from __future__ import annotations
 
 from tilus.dtypes import DataType, f32, i32, u32
-from tilus.kernels.programs.quantized_matmul import decode, finish
+from tilus.kernels.programs.pieces import decode, finish
 from tilus.lang import (
     alloc_shared,
     block_id,

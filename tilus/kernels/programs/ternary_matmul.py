@@ -8,11 +8,13 @@ GPU multiplies the digit where it is: as the f16 subnormal `digit * 2^-16`, or m
 from __future__ import annotations
 
 from tilus.dtypes import DataType, bf16, f16, f32, i32, u32
-from tilus.kernels.programs.quantized_matmul import fetch, finish, product
+from tilus.kernels.programs.pieces import finish, product
 from tilus.lang import (
     alloc_shared,
     block_id,
     cdiv,
+    commit_group,
+    copy_async,
     full,
     global_view,
     inline,
@@ -29,6 +31,14 @@ from tilus.lang import (
 )
 from tilus.runtime.kernel import kernel
 from tilus.runtime.weights.packing import PackLayout
+
+
+@inline
+def fetch(sw, sx, gw, gx, tile_n, col, t, stage):
+    """Start copying tile `t` of the weights and of the activations into a stage; copies past K bring zeros."""
+    copy_async(sw, gw, src_offset=(tile_n, t, 0, 0, 0), dst_offset=(stage, 0, 0, 0), shape=sw.shape[1:])
+    copy_async(sx, gx, src_offset=(col, t * sx.shape[2]), dst_offset=(stage, 0, 0), shape=sx.shape[1:])
+    commit_group()
 
 
 @inline
@@ -73,11 +83,10 @@ def ternary_matmul(
     GROUP: int,  # weights along K that share a scale, a multiple of the fragment's width; 0: all do
     BIAS: bool,
     STAGES: int,  # tiles in shared memory; 0: straight from global memory
-    WARPS: int,
 ):
     """Multiply activations [m, k] by a packed weight [n, k]; scales are [groups, n]."""
     (BN, BK), words, width = PACK.tile, PACK.words, PACK.fragment.shape[1]
-    launch(blocks=(cdiv(m, BM), cdiv(n, BN)), warps=WARPS)
+    launch(blocks=(cdiv(m, BM), cdiv(n, BN)), warps=PACK.warps)
     col, tile_n, tiles_k = block_id(0) * BM, block_id(1), cdiv(k, BK)
     row, gx = tile_n * BN, global_view(x, shape=(m, k))
     gw = global_view(w, shape=(cdiv(n, BN), tiles_k, *words.shape))

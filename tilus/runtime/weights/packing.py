@@ -90,6 +90,36 @@ class PackLayout:
         threads = self.fragment.num_threads
         return local(self.vectors, 1, 1) * spatial(1, threads, 1) * local(1, 1, self.vector)
 
+    @property
+    def warps(self) -> int:
+        """Warps of a block that holds a tile."""
+        return max(self.fragment.num_threads // WARP, 1)
+
+    @property
+    def interleave(self) -> int:
+        """Neighbouring rows of a tile that are in one lane of the tensor cores, 8 apart where they are multiplied."""
+        (first, _), (second, _) = (self.fragment.locate(row, 0) for row in (0, 1))
+        return self.tile[0] // 8 if first == second else 1
+
+    def sliced(self, slices: int) -> tuple[RegisterLayout, RegisterLayout, BitLayout | None]:
+        """Return how the warps of a block hold as many tiles along K at once, each in its share of the warps.
+
+        Returns
+        -------
+        words, fragment : RegisterLayout
+            Of shapes (slices, *words) and (slices, n, k), rows in the order in which they are multiplied.
+        bits : BitLayout or None
+            Of a thread's words.
+        """
+        side, lanes = self.warps // slices, local(1, self.vectors, 1, 1) * spatial(1, 1, WARP, 1)
+        spread, held = spatial(slices, 1, side, 1), local(1, 1, slices, 1)  # a warp has its own rows, and others'
+        words = spread * held * lanes * local(1, 1, 1, self.vector)
+        steps = self.tile[1] // FRAGMENT.shape[1]
+        slots = 1 if self.bits is None else self.bits.num_slots
+        fragments = local(1, 1, slots) * local(1, slices, 1) * local(1, 1, steps // slots) * FRAGMENT.unsqueeze(0)
+        bits = None if self.bits is None else self.bits.repeated(self.bits.units * slices)
+        return words, spatial(slices, side, 1) * fragments, bits
+
     def __str__(self) -> str:
         places = "" if self.bits is None else f" | {self.bits}"
         return f"{dtype_text(self.dtype)} | {self.fragment} | {self.vector}{places}"
@@ -170,8 +200,14 @@ def native_pack(kind: DataType, device: Device, activation: DataType = f16) -> P
         return PackLayout(kind, fragment, 1, _halves(kind, fragment.local_size))
     elements = 128 // gcd(128, kind.nbits)
     steps = max(elements // FRAGMENT.local_size, 8)
-    fragment = local(1, steps) * spatial(WARPS, 1) * FRAGMENT
+    fragment = _neighbours(local(1, steps) * spatial(WARPS, 1) * FRAGMENT)
     return PackLayout(kind, fragment, 4, _bits(kind, activation, fragment.local_size))
+
+
+def _neighbours(fragments: RegisterLayout) -> RegisterLayout:
+    """Make neighbours of the rows of fragments that are 8 apart: lanes load their scales and store results together."""
+    rows, columns = fragments.shape
+    return fragments.reshape(rows // 8, 8, columns).permute(1, 0, 2).reshape(rows, columns)
 
 
 def _small_tile(pack: type[PackLayout], kind: DataType, device: Device) -> PackLayout:

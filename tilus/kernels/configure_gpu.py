@@ -1,0 +1,128 @@
+"""Choose program and compile-time constants of the quantized matmul on a GPU."""
+
+from __future__ import annotations
+
+from functools import cache
+from math import gcd, prod
+from typing import Any
+
+from tilus.dtypes import DataType, dtype
+from tilus.runtime.weights.packing import WARPS, PackLayout, native_pack
+from tilus.runtime.weights.weight import WeightFormat
+
+F32, BF16 = dtype("f32"), dtype("bf16")
+BATCH_TILES = (8, 16, 32, 64)
+SINGLE_STEP = 64
+FEW_ACTIVATIONS = 16 * 128  # up to so many in a tile every warp has tiles of its own; beyond, they fill its registers
+MOST_BYTES = 80 * 1024  # of the 99 KiB of an sm_86 or sm_89 block; sums and tables take up to 18
+WANTED_BYTES = 76 * 1024  # so that two blocks, and one more on an H100, fit an SM
+ZERO_POINTS = {True: dtype("i8"), False: dtype("u8")}  # by whether the codes have a sign
+
+
+def compute_dtype(weight: DataType, activation: DataType) -> DataType:
+    """Return the type to multiply in on a GPU.
+
+    That of the activations if tensor cores take it and it holds every code's value, else bf16, of which any activation
+    is a sum of few. Codebooks are rounded to the type of the activations.
+    """
+    if weight.is_codebook:
+        return activation
+    tried = [BF16] if activation == F32 else [activation, BF16]
+    return next((kind for kind in tried if _holds(kind, weight)), F32)
+
+
+def _holds(kind: DataType, weight: DataType) -> bool:
+    """Whether a type has every value of a weight's codes."""
+    values = weight.decode(range(2**weight.nbits))
+    rounded = kind.decode(kind.encode(values))
+    return bool(((values == rounded) | ((values != values) & (rounded != rounded))).all())
+
+
+def activation_parts(activation: DataType, compute: DataType) -> int:
+    """Return how many numbers of a type add up to an activation exactly: bf16 has 8 bits of its 11 or 24."""
+    return {"f16": 2, "f32": 3}.get(activation.name, 1) if compute == BF16 else 1
+
+
+def gpu_batch_tiles(weight: DataType, activation: DataType) -> tuple[int, ...]:
+    """Return the batch tiles BM that fit the registers: fewer for parts or wide tiles, one without tensor cores."""
+    compute, width = compute_dtype(weight, activation), native_pack(weight, "cuda", activation).tile[1]
+    shares = activation_parts(activation, compute) * max(width // 128, 1)
+    largest = BATCH_TILES[0] if compute == F32 else max(BATCH_TILES[-1] // shares, BATCH_TILES[0])
+    return tuple(size for size in BATCH_TILES if size <= largest)
+
+
+@cache
+def sliced_constants(
+    form: WeightFormat, activation: DataType, scale: DataType, bm: int, bias: bool, whole: bool
+) -> dict[str, Any]:
+    """Return the compile-time constants of `sliced_matmul`; `whole` if every tile along K has all its groups."""
+    compute = compute_dtype(form.dtype, activation)
+    group, width = max(form.group_size, 0), form.pack.tile[1]
+    # Tables of groups are read for several tiles at once if every tile has equally many.
+    regular = not group or group == width or (whole and width % group == 0)
+    slices = _slices(form, activation, compute, bm) if regular else 1
+    return {
+        "XT": activation,
+        "CT": compute,
+        "PARTS": activation_parts(activation, compute),
+        "ST": scale,
+        "ZT": ZERO_POINTS[form.dtype.is_signed] if form.zero_point == "tensor" else dtype("u32"),
+        "PACK": form.pack,
+        "BM": bm,
+        "GROUP": group,
+        # No step spans two groups. Activations of f32 take three registers' worth of parts: few at a time.
+        "STEP": gcd(group, width, SINGLE_STEP if activation == F32 else width),
+        "ZERO": form.zero_point,
+        "SCALED": form.tensor_scale != 1.0,
+        "BIAS": bias,
+        "SLICES": slices,
+        "STAGES": stages(form.pack, activation, bm, slices),
+    }
+
+
+def _slices(form: WeightFormat, activation: DataType, compute: DataType, bm: int) -> int:
+    """Return how many tiles along K the warps share: the more, the more accumulators and activations a warp holds."""
+    pack, width = form.pack, form.pack.tile[1]
+    if compute == F32:
+        return 1  # multiply-adds take registers enough
+    held = bm * width * activation_parts(activation, compute)
+    if form.zero_point == "tensor" and 0 < form.group_size <= width // 4:
+        held *= 2  # many zero points
+    wanted = WARPS * FEW_ACTIVATIONS // max(held, FEW_ACTIVATIONS)
+    while wanted > 1 and 2 * wanted * _stage_bytes(pack, activation, bm) > MOST_BYTES - _table_bytes(pack):
+        wanted //= 2
+    return max(wanted, 1)
+
+
+def _table_bytes(pack: PackLayout) -> int:
+    """Return the bytes of the table of pairs of a codebook's values, in a copy for each of 32 banks."""
+    return 4 * 32 << 2 * pack.dtype.nbits if pack.dtype.is_codebook else 0
+
+
+def _stage_bytes(pack: PackLayout, activation: DataType, bm: int) -> int:
+    """Return the bytes of a tile of weights and of its activations."""
+    return 4 * prod(pack.words.shape) + bm * pack.tile[1] * activation.nbits // 8
+
+
+@cache
+def ternary_constants(form: WeightFormat, activation: DataType, scale: DataType, bm: int, bias: bool) -> dict[str, Any]:
+    """Choose those of `ternary_matmul`."""
+    on_cpu = form.pack.device == "cpu"
+    compute = F32 if on_cpu else BF16 if activation == F32 else activation
+    return {
+        "XT": activation,
+        "CT": compute,
+        "PARTS": activation_parts(activation, compute),
+        "ST": scale,
+        "PACK": form.pack,
+        "BM": bm,
+        "GROUP": max(form.group_size, 0),
+        "BIAS": bias,
+        "STAGES": 0 if on_cpu else stages(form.pack, activation, bm),
+    }
+
+
+def stages(pack: PackLayout, activation: DataType, bm: int, slices: int = 1) -> int:
+    """Return how many trips' weights and activations to keep in shared memory: what fits every GPU, 2 to 4."""
+    room = WANTED_BYTES - _table_bytes(pack)
+    return min(max(room // (slices * _stage_bytes(pack, activation, bm)), 2), 4)

@@ -1,0 +1,41 @@
+"""What the programs of the quantized matmul share."""
+
+from __future__ import annotations
+
+from tilus.dtypes import f32
+from tilus.lang import dot, global_view, inline, load_global, static_range
+
+
+@inline
+def decode(codes, gz, row, group, CT, ZERO):
+    """Return the weights of a slice of codes, without their scales: exact in CT for all but codebooks."""
+    weight = codes.to(CT)
+    if ZERO == "half":
+        weight = weight - float(2 ** (codes.dtype.nbits - 1))
+    if ZERO == "tensor":
+        weight = weight - load_global(gz, offset=(row, group), shape=(codes.shape[0], 1)).to(CT)
+    return weight
+
+
+@inline
+def product(weight, tile, acc, CT, PARTS):
+    """Return weight · tileᵀ + acc, where the activations are as many numbers of type CT as add up to them exactly."""
+    rest = tile
+    for part in static_range(PARTS):
+        head = rest.to(CT)
+        acc = dot(weight, head.mT, acc)
+        if part + 1 < PARTS:
+            rest = rest.to(f32) - head.to(f32)
+    return acc
+
+
+@inline
+def finish(acc, gs, tensor_scale, bias, row, n, GROUP, SCALED, BIAS):
+    """Return the accumulators with the scales that all of K shares, and the bias."""
+    if not GROUP:
+        acc = acc * load_global(gs, offset=(row, 0), shape=(acc.shape[0], 1)).to(f32)
+    if SCALED:
+        acc = acc * tensor_scale
+    if BIAS:
+        acc += load_global(global_view(bias, shape=(n, 1)), offset=(row, 0), shape=(acc.shape[0], 1)).to(f32)
+    return acc
