@@ -241,6 +241,7 @@ class Machine:
     def run_piece(self, number: int, group: Group) -> None:
         """Run one piece for threads."""
         piece = self.pieces[number]
+        self.report.pieces += 1
         self.pc[group] = number + 1
         if self.options.metrics:
             threads = self.numbers[group]

@@ -131,6 +131,8 @@ class Report:
     findings : list of Finding
         One for each fault, kind and pair of instructions; `times` says how often each occurred.
     times : Counter
+    pieces : int
+        Pieces of straight-line code that were run.
     instructions : Counter
         Executions by opcode, one for each warp.
     memory : dict
@@ -146,6 +148,7 @@ class Report:
     target: str
     findings: list[Finding] = field(default_factory=list)
     times: Counter[tuple[object, ...]] = field(default_factory=Counter)
+    pieces: int = 0
     instructions: Counter[str] = field(default_factory=Counter)
     memory: dict[Instruction, MemoryCount] = field(default_factory=dict)
     printed: list[str] = field(default_factory=list)

@@ -1,0 +1,136 @@
+"""Claim: the tests of the library's kernels notice 99 of 100 wrong PTX instructions.
+
+Every mutant of every kernel in `tests/simt/subjects.py` (one instruction dropped, changed or moved) runs on the PTX
+machine at all its shapes until it dies. What lives is excused if traces show that it makes no difference, or listed
+with a reason. Takes hours; a kernel whose instructions are the same on both architectures is run once. Writes
+`mutants.json` and `mutants.md` after each kernel, whose rows replace those of an earlier run.
+`tests/simt/test_mutants.py` runs a sample.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+
+from record import RESULTS, ROOT, write
+from rich.console import Console
+from rich.progress import track
+
+sys.path.insert(0, str(ROOT))
+from tests.simt.mutants import Subject
+from tests.simt.subjects import ARCHES, SUBJECTS, listed, subject
+
+Row = dict[str, object]
+
+
+def run(one: Subject, archs: Sequence[str], every: int) -> list[Row]:
+    """Run every mutant of a kernel, or every so many; return a row for each."""
+    rows: list[Row] = []
+    console = Console(stderr=True)
+    for mutant in track(one.mutants()[::every], one.name, console=console, disable=not sys.stderr.isatty()):
+        killer = one.killer(mutant)
+        equivalence = "" if killer else one.equivalence(mutant)
+        rows.append({"kernel": one.name, "archs": ", ".join(archs), "kind": mutant.kind, "line": mutant.before.line,
+                     "mutant": mutant.text, "killer": killer, "equivalent": equivalence})  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    """Run, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kernels", default=",".join(SUBJECTS), help="names, with commas between; none: only the page")
+    parser.add_argument("--every", type=int, default=1, help="run one mutant of so many")
+    parser.add_argument("--no-write", action="store_true", help="write no result files")
+    options = parser.parse_args()
+    file = RESULTS / "mutants.json"
+    rows: list[Row] = json.loads(file.read_text())["rows"] if file.exists() and not options.no_write else []
+    for name in filter(None, options.kernels.split(",")):
+        rows = [r for r in rows if r["kernel"] != name]
+        for one, archs in _distinct(name):
+            found = run(one, archs, options.every)
+            rows += found
+            print(_line(name, str(found[0]["archs"]), found), flush=True)
+            if not options.no_write:
+                write("mutants", {"every": options.every}, rows, dated=False)
+    if not options.no_write:
+        (RESULTS / "mutants.md").write_text(report(rows))
+
+
+def _distinct(name: str) -> list[tuple[Subject, list[str]]]:
+    """Return a kernel for each architecture, or for several on which its instructions are the same."""
+    found: list[tuple[Subject, list[str]]] = []
+    for arch in ARCHES:
+        one = subject(name, arch)
+        same = next((archs for other, archs in found if other.code == one.code), None)
+        if same is None:
+            found.append((one, [arch]))
+        else:
+            same.append(arch)
+    return found
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def _score(rows: Sequence[Row]) -> tuple[int, int, int, float]:
+    """Return mutants, killed, equivalent, and the share of those not equivalent that were killed."""
+    killed, same = sum(bool(r["killer"]) for r in rows), sum(bool(r["equivalent"]) for r in rows)
+    return len(rows), killed, same, killed / max(len(rows) - same, 1)
+
+
+def _reason(row: Row) -> str:
+    return listed(str(row["kernel"]), str(row["kind"]), str(row["mutant"]))
+
+
+def _line(name: str, archs: str, rows: Sequence[Row]) -> str:
+    total, killed, same, score = _score(rows)
+    named = sum(bool(_reason(r)) for r in rows if not r["killer"] and not r["equivalent"])
+    return f"| {name} | {archs} | {total} | {killed} | {same} | {total - killed - same} | {named} | {score:.2%} |"
+
+
+_HEAD = """# Mutants of the library's kernels
+
+Written by `python bench/mutants.py`. One PTX instruction is dropped, changed or moved; the kernel runs on the PTX
+machine at all shapes of `tests/simt/subjects.py`. *killed*: by a finding, an error, or a bit of the results.
+*equivalent*: traces of both show no difference that reaches memory. *survivors*: the rest, *listed* if the reason is
+known. *score*: killed, of all that are not equivalent.
+
+| kernel | architectures | mutants | killed | equivalent | survivors | listed | score |
+|---|---|---|---|---|---|---|---|
+"""
+_KINDS = """
+## By kind of change
+
+| kind | mutants | killed | equivalent | survivors | killed by |
+|---|---|---|---|---|---|
+"""
+
+
+def report(rows: Sequence[Row]) -> str:
+    """Return the page."""
+    lines = []
+    for name, archs in dict.fromkeys((str(r["kernel"]), str(r["archs"])) for r in rows):
+        lines.append(_line(name, archs, [r for r in rows if (r["kernel"], r["archs"]) == (name, archs)]))
+    text = _HEAD + "\n".join([*lines, _line("**all**", "", rows)]) + "\n" + _KINDS
+    text += "\n".join(_of_kind(kind, rows) for kind in sorted({str(r["kind"]) for r in rows}))
+    alive = [r for r in rows if not r["killer"] and not r["equivalent"]]
+    listing = [f"* {r['kernel']}: `{r['mutant']}`: {_reason(r) or 'no reason is known'}" for r in alive]
+    text += "\n\n## Survivors\n\n" + "\n".join(listing or ["None."])
+    text += "\n\n## Equivalent mutants, by reason\n\n| reason | mutants |\n|---|---|\n"
+    reasons = Counter(str(r["equivalent"]) for r in rows if r["equivalent"])
+    return text + "\n".join(f"| {reason} | {count} |" for reason, count in reasons.most_common()) + "\n"
+
+
+def _of_kind(kind: str, rows: Sequence[Row]) -> str:
+    some = [r for r in rows if r["kind"] == kind]
+    total, killed, same, _ = _score(some)
+    by = Counter(str(r["killer"]) for r in some if r["killer"]).most_common()
+    killers = ", ".join(f"{name} {count}" for name, count in by)
+    return f"| {kind} | {total} | {killed} | {same} | {total - killed - same} | {killers} |"
+
+
+if __name__ == "__main__":
+    main()
