@@ -12,7 +12,7 @@ from tilus.ir.instructions import Cast, Dot, Full, Unpack, View
 from tilus.ir.parser import parse
 from tilus.ir.printer import to_text
 from tilus.ir.target import target
-from tilus.layouts import local
+from tilus.layouts import local, parse_bits
 from tilus.passes.absorb_casts import absorb_casts
 from tilus.passes.pipeline import lower
 from tilus.passes.tensors import inst_stmts
@@ -238,3 +238,28 @@ def test_zero_points_that_are_no_bytes_or_are_added_stay_as_they_are():
             )
         program = case.program()
         assert [inst.form for inst in found(absorb_casts(program, target("sm_80")), Unpack)] == ["value"]
+
+
+def test_a_constant_that_the_type_rounds_stays_in_its_sum():
+    """4001 becomes 4000 in f16, though -2000 + 4001 and all sums on the way are numbers of it."""
+    both = TWICE.replace("{first}", "2000.0_f16").replace("{second}", "-4001.0_f16")
+    case = Case(after=both.replace("{{", "{").replace("}}", "}"))
+    program = case.program()
+    after = absorb_casts(program, target("sm_80"))
+    assert [inst.form for inst in found(after, Unpack)] == ["value"]
+    np.testing.assert_array_equal(case.run(after), case.run(program))
+
+
+def test_parts_of_codes_at_several_positions():
+    """In an order that no search made, the slots' codes lie at different positions of their lanes."""
+    order = parse_bits('bits(8, 16, "babababababababa", units=16)')
+    text = to_text(Case("u8").program()).replace("f16", "bf16")
+    program = parse(text.replace(str(Case("u8").pack.bits), str(order)))
+    after = absorb_casts(program, target("sm_80"))
+    assert len({position for inst in found(after, Unpack) for position in inst.positions}) == 2
+    codes = np.random.default_rng(0).integers(0, 256, (ROWS, 128)).astype(np.uint8)
+    words = PackLayout(dtype("u8"), Case("u8").pack.fragment, 4, order).pack(codes)
+    y, x = np.zeros((ROWS, 8), np.float32), np.ones((128, 8))
+    ones = dtype("bf16").encode(x).view(dtype("bf16").numpy_dtype)
+    vm.run(after, [ones, words, np.zeros((ROWS, 1), np.uint8), y])
+    np.testing.assert_array_equal(y, codes.astype(float) @ x)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import gcd
+from math import gcd, prod
 
 from tilus.casts import unpack_values
 from tilus.dtypes import DataType, f32
@@ -112,7 +112,7 @@ class _Absorber:
             return None
         lines, scale = _Lines(stmt), numbers.terms[0].scale
         # The sums come first: they need no weights, so the tensor cores are at work while those are unpacked.
-        total = _sums(lines, inst, numbers, weights, scale)
+        total = _sums(lines, inst, numbers, weights, self.program.num_warps)
         for term in numbers.terms:
             tile = self.unpack(weights, term.form.name, term.positions)
             if term.scale == scale:
@@ -191,31 +191,32 @@ def _product(lines: _Lines, inst: Dot, term: Term, tile: Tensor, origin: int, to
     return total
 
 
-def _sums(lines: _Lines, inst: Dot, numbers: Numbers, weights: Weights, scale: float) -> Tensor:
+def _sums(lines: _Lines, inst: Dot, numbers: Numbers, weights: Weights, warps: int) -> Tensor:
     """Return what the products begin with: sums over k times what is the same for all weights of a row.
 
-    A sum is a product with a constant. Its rows are equal: as many are made as a fragment has. The constant is chosen
-    so that there is nothing left to multiply, if its type has that number.
+    A sum is a product with a constant. Its rows are equal: as many are made as warps need that share a matrix, and each
+    warp uses them for all of its rows. The constant is one that leaves nothing to multiply, if its type has it.
     """
     if not numbers.constants:
         return lines.zeros(inst.c)
     *batch, rows, n = shape = register_type(inst.c).shape
-    height = gcd(rows, FRAGMENT_ROWS)
-    total = lines.let(Full(Const(-0.0, f32), (*batch, rows // height, height, n)))  # adds nothing
+    height, scale = gcd(rows, FRAGMENT_ROWS), numbers.terms[0].scale
+    sharing = gcd(rows // height, max(warps // prod(batch), 1))
+    blocks = (*batch, sharing, rows // height // sharing, height)
+    total = lines.let(Full(Const(-0.0, f32), (*blocks, n)))  # adds nothing
     for constant, ranges in numbers.constants.items():
         wanted = (1.0 if weights.columns else constant) / scale
         factor = wanted if _holds(weights.dtype, wanted) else 1.0
-        sums = lines.let(Full(Const(0.0, f32), (*batch, height, n)))
+        sums = lines.let(Full(Const(0.0, f32), (*batch, sharing * height, n)))
         for start, stop in ranges:
-            factors = lines.let(Full(Const(factor, weights.dtype), (*batch, height, stop - start)))
+            factors = lines.let(Full(Const(factor, weights.dtype), (*batch, sharing * height, stop - start)))
             sums = lines.dot(factors, inst, (start, stop), sums)
-        sums = lines.let(Reshape(lines.times(sums, wanted / factor), (*batch, 1, height, n)))
+        sums = lines.let(Reshape(lines.times(sums, wanted / factor), (*batch, sharing, 1, height, n)))
         if weights.columns:
             column = lines.let(Full(Const(constant, f32), (*batch, rows, 1)))
             for zero in weights.columns:
                 column = lines.let(Elementwise("sub", (column, lines.let(Cast(zero, f32)))))
-            column = lines.let(Reshape(column, (*batch, rows // height, height, 1)))
-            sums = lines.let(Elementwise("mul", (sums, column)))
+            sums = lines.let(Elementwise("mul", (sums, lines.let(Reshape(column, (*blocks, 1))))))
         total = lines.let(Elementwise("add", (total, sums)))
     return lines.let(Reshape(total, shape))
 
