@@ -23,8 +23,13 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_kernels(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep compiled kernels out of the user's cache; a run that names a folder keeps them there from run to run."""
-    os.environ.setdefault("TILUS_CACHE_DIR", str(tmp_path_factory.mktemp("kernels")))
+    """Keep compiled kernels out of the user's cache; a run that names a folder keeps them there from run to run.
+
+    The processes of one run share a folder: what one has compiled the others need not.
+    """
+    run = tmp_path_factory.getbasetemp()
+    run = run.parent if "PYTEST_XDIST_WORKER" in os.environ else run
+    os.environ.setdefault("TILUS_CACHE_DIR", str(run / "kernels"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -71,7 +71,7 @@ def sliced_constants(
         "BM": bm,
         "GROUP": group,
         # No step spans two groups. Activations of f32 take three registers' worth of parts: few at a time.
-        "STEP": gcd(group, width, SINGLE_STEP if activation == F32 else width),
+        "STEP": gcd(group, width, SINGLE_STEP * 64 // width if activation == F32 else width),
         "ZERO": form.zero_point,
         "SCALED": form.tensor_scale != 1.0,
         "BIAS": bias,

@@ -93,11 +93,10 @@ def sliced_matmul(
     STAGES: int,  # trips in shared memory
 ):
     """Multiply activations [m, k] by a packed weight [n, k]; scales and zero points are [groups, n]."""
-    BN, BK = PACK.tile
-    words, fragment, bits = PACK.sliced(SLICES)
+    (BN, BK), (words, fragment, bits) = PACK.tile, PACK.sliced(SLICES)
     launch(blocks=(cdiv(m, BM), cdiv(n, BN)), warps=PACK.warps)
     col, tile_n = block_id(0) * BM, block_id(1)
-    row, gx = tile_n * BN, global_view(x, shape=(m, k))
+    row, gx, gs = tile_n * BN, global_view(x, shape=(m, k)), global_view(scales, shape=(n, groups), strides=(1, n))
     gw = global_view(w, shape=(cdiv(n, BN), cdiv(k, BK), *words.shape[1:]))
     sw, sx = alloc_shared(u32, (STAGES, *words.shape)), alloc_shared(XT, (STAGES, SLICES, BM, BK))
     for s in static_range(STAGES - 1):
@@ -122,7 +121,6 @@ def sliced_matmul(
             else:
                 acc = product(weight, tile, acc, CT, PARTS)
     by_lane = sum(acc, 0).reshape((PACK.interleave, BN // PACK.interleave, BM))
-    total = by_lane.transpose((1, 0, 2)).reshape((BN, BM))
-    gs = global_view(scales, shape=(n, groups), strides=(1, n))
-    total = finish(total, gs, tensor_scale, bias, row, n, GROUP, SCALED, BIAS)
+    rows = by_lane.transpose((1, 0, 2)).reshape((BN, BM))
+    total = finish(rows, gs, tensor_scale, bias, row, n, GROUP, SCALED, BIAS)
     store_global(global_view(y, shape=(n, m), strides=(1, n)), total.to(XT), offset=(row, col))
