@@ -38,3 +38,14 @@ def test_cpu_is_exact_up_to_rounding(case):
     x = activations(case["activation"], case["m"], k)
     bias = bias_of(case["activation"], n, case["bias"])
     check(matmul(x, w, bias), x, w, bias)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "zero_point"), WEIGHTS)
+def test_the_whole_product(name, zero_point):
+    """Every group with every batch and shape, of which the cases above are a cover of all pairs."""
+    for group, (n, k), m in product((32, 64, 128, -1), ((37, 300), (64, 256), (130, 129)), (1, 3, 16, 33, 128)):
+        w = weight(name, zero_point, group, n, k)
+        for activation in ACTIVATIONS if m == 3 else ACTIVATIONS[:1]:
+            x = activations(activation, m, k)
+            check(matmul(x, w), x, w, None)
