@@ -83,8 +83,8 @@ def test_products_on_a_gpu(activation, where, group):
     exact = x.astype(float) @ w.dequantize("f32").astype(float).T
     eps = {"f16": 2.0**-10, "bf16": 2.0**-7, "f32": 2.0**-20}[activation]
     assert np.abs(y.astype(float) - exact).max() <= eps * np.abs(exact).max()
-    for where in ("sm_80", "sm_90a"):
-        kernel = ternary_matmul.compile(target=where, multiples={"n": 16, "k": 16}, **values)
+    for arch in ("sm_80", "sm_90a"):
+        kernel = ternary_matmul.compile(target=arch, multiples={"n": 16, "k": 16}, **values)
         assert kernel.resources.spills == 0
         assert "HMMA" in kernel.sass
 

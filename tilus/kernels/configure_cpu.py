@@ -6,7 +6,8 @@ from functools import cache
 from math import gcd
 from typing import Any
 
-from tilus.dtypes import DataType, dtype
+from tilus.dtypes import DataType
+from tilus.kernels.configure_operands import operand_constants
 from tilus.layouts import RegisterLayout, local, spatial
 from tilus.runtime.weights.packing import PackLayout
 from tilus.runtime.weights.weight import WeightFormat
@@ -16,7 +17,6 @@ from tilus.runtime.weights.weight import WeightFormat
 LARGEST_IN_REGISTERS = 4
 CPU_BATCH_TILES = (1, 2, LARGEST_IN_REGISTERS, 6, 8, 12, 16, 24, 48, 96)
 PANEL_COLUMNS = 128
-ZERO_POINTS = {True: dtype("i8"), False: dtype("u8")}  # by whether the codes have a sign
 
 
 def panel_layout(pack: PackLayout) -> RegisterLayout:
@@ -30,19 +30,8 @@ def register_constants(
     form: WeightFormat, activation: DataType, scale: DataType, bm: int, bias: bool
 ) -> dict[str, Any]:
     """Return the compile-time constants of `quantized_matmul` for a weight format and batch tile."""
-    group, width = max(form.group_size, 0), form.pack.tile[1]
-    return {
-        "XT": activation,
-        "ST": scale,
-        "ZT": ZERO_POINTS[form.dtype.is_signed] if form.zero_point == "tensor" else dtype("u32"),
-        "PACK": form.pack,
-        "BM": bm,
-        "GROUP": group,
-        "STEP": gcd(group, width),
-        "ZERO": form.zero_point,
-        "SCALED": form.tensor_scale != 1.0,
-        "BIAS": bias,
-    }
+    step = gcd(max(form.group_size, 0), form.pack.tile[1])
+    return operand_constants(form, activation, scale, bm, bias) | {"STEP": step}
 
 
 @cache

@@ -7,16 +7,17 @@ from math import gcd, prod
 from typing import Any
 
 from tilus.dtypes import DataType, dtype
+from tilus.kernels.configure_operands import operand_constants
 from tilus.runtime.weights.packing import WARPS, PackLayout, native_pack
 from tilus.runtime.weights.weight import WeightFormat
 
 F32, BF16 = dtype("f32"), dtype("bf16")
 BATCH_TILES = (8, 16, 32, 64)
+TILE_WIDTH = 128  # columns of most types' packed tiles; some have twice as many
 SINGLE_STEP = 64
-FEW_ACTIVATIONS = 16 * 128  # up to so many in a tile every warp has tiles of its own; beyond, they fill its registers
+FEW_ACTIVATIONS = 16 * TILE_WIDTH  # up to so many in a tile a warp has tiles of its own; more fill its registers
 MOST_BYTES = 80 * 1024  # of the 99 KiB of an sm_86 or sm_89 block; sums and tables take up to 18
 WANTED_BYTES = 76 * 1024  # so that two blocks, and one more on an H100, fit an SM
-ZERO_POINTS = {True: dtype("i8"), False: dtype("u8")}  # by whether the codes have a sign
 
 
 def compute_dtype(weight: DataType, activation: DataType) -> DataType:
@@ -46,7 +47,7 @@ def activation_parts(activation: DataType, compute: DataType) -> int:
 def gpu_batch_tiles(weight: DataType, activation: DataType) -> tuple[int, ...]:
     """Return the batch tiles BM that fit the registers: fewer for parts or wide tiles, one without tensor cores."""
     compute, width = compute_dtype(weight, activation), native_pack(weight, "cuda", activation).tile[1]
-    shares = activation_parts(activation, compute) * max(width // 128, 1)
+    shares = activation_parts(activation, compute) * max(width // TILE_WIDTH, 1)
     largest = BATCH_TILES[0] if compute == F32 else max(BATCH_TILES[-1] // shares, BATCH_TILES[0])
     return tuple(size for size in BATCH_TILES if size <= largest)
 
@@ -61,23 +62,20 @@ def sliced_constants(
     # Tables of groups are read for several tiles at once if every tile has equally many.
     regular = not group or group == width or (whole and width % group == 0)
     slices = _slices(form, activation, compute, bm) if regular else 1
-    return {
-        "XT": activation,
+    return operand_constants(form, activation, scale, bm, bias) | {
         "CT": compute,
         "PARTS": activation_parts(activation, compute),
-        "ST": scale,
-        "ZT": ZERO_POINTS[form.dtype.is_signed] if form.zero_point == "tensor" else dtype("u32"),
-        "PACK": form.pack,
-        "BM": bm,
-        "GROUP": group,
-        # No step spans two groups. Activations of f32 take three registers' worth of parts: few at a time.
-        "STEP": gcd(group, width, SINGLE_STEP * 64 // width if activation == F32 else width),
-        "ZERO": form.zero_point,
-        "SCALED": form.tensor_scale != 1.0,
-        "BIAS": bias,
+        "STEP": gcd(group, _step(activation, width)),
         "SLICES": slices,
         "STAGES": stages(form.pack, activation, bm, slices),
     }
+
+
+def _step(activation: DataType, width: int) -> int:
+    """Return how many columns of a tile to multiply at once: few of f32, whose parts take three registers each."""
+    if activation != F32:
+        return width
+    return SINGLE_STEP if width <= TILE_WIDTH else SINGLE_STEP // 4
 
 
 def _slices(form: WeightFormat, activation: DataType, compute: DataType, bm: int) -> int:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import re
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,8 +28,6 @@ from tilus.runtime.resources import read_resources
 from tilus.runtime.simulate import load_simt
 
 _OPTIONS = ("--generate-line-info",)
-_LAUNCH_BOUNDS = re.compile(r"(?<=__launch_bounds__)\((\d+)\)")
-_THREADS_OF_ALL_REGISTERS = 256  # of an SM: each can have 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,25 +51,23 @@ class Backend:
 
 def _build_cuda(lowered: Program, target: Target) -> Files:
     source = cuda.emit(lowered, target)
-    text, binary = _with_fewest_spills(source.text, target.name)
+    binary = _with_fewest_spills(source.text, target.name)
     meta = {"kernel": source.kernel_name, "shared": source.dynamic_shared_bytes, "threads": lowered.num_threads}
     return {
         "meta.json": json.dumps(meta).encode(),
-        "kernel.cu": text.encode(),
+        "kernel.cu": source.text.encode(),
         "kernel.ptx": binary.ptx.encode(),
         "kernel.cubin": binary.cubin,
     }
 
 
-def _with_fewest_spills(text: str, arch: str) -> tuple[str, CudaBinary]:
-    """Compile; where the number of registers that the compiler finds best makes it spill, let threads have 255."""
+def _with_fewest_spills(text: str, arch: str) -> CudaBinary:
+    """Compile; where the number of registers that the compiler finds best makes it spill, let threads have all."""
     binary = compile_cuda(text, arch, _OPTIONS)
     if spills := read_resources(binary.cubin).spills:
-        offer = _LAUNCH_BOUNDS.sub(lambda m: f"({m[1]}, {max(_THREADS_OF_ALL_REGISTERS // int(m[1]), 1)})", text)
-        other = compile_cuda(offer, arch, _OPTIONS)
-        if read_resources(other.cubin).spills < spills:
-            return offer, other
-    return text, binary
+        other = compile_cuda(text, arch, (*_OPTIONS, "--maxrregcount=255"))
+        return other if read_resources(other.cubin).spills < spills else binary
+    return binary
 
 
 def _load_cuda(built: Built) -> Launch:
