@@ -39,6 +39,12 @@ class Cpu:
         return tuple(f[1:] for f in self.features.split(",") if f.startswith("+"))
 
     @property
+    def tuned(self) -> str:
+        """The features, and how to use them: `vpdpwssd` is not to be split for its latency, which other sums hide."""
+        whole = self.has("avx512vnni") or self.has("avxvnni")
+        return f"{self.features},+fast-dpwssd" if whole else self.features
+
+    @property
     def simd_bits(self) -> int:
         """Bits of the vectors that are best for arithmetic: 512, 256 or 128 (SSE, NEON)."""
         if all(map(self.has, _AVX512)) and self.name not in _SLOW_512:

@@ -159,7 +159,7 @@ def _machine(opt: int, cpu: Cpu) -> Any:
         raise CompileError(f"the optimisation level is 0, 1, 2 or 3, got {opt!r}")
     target = llvm().Target.from_triple(llvm().get_process_triple())
     return target.create_target_machine(
-        cpu=cpu.name, features=cpu.features, opt=opt, reloc="pic", codemodel="default", jit=True
+        cpu=cpu.name, features=cpu.tuned, opt=opt, reloc="pic", codemodel="default", jit=True
     )
 
 

@@ -13,9 +13,9 @@ llvm.initialize_native_target()
 llvm.initialize_native_asmprinter()
 
 
-def run(text, arguments, grid=(1, 1, 1)):
+def run(text, arguments, grid=(1, 1, 1), features=()):
     """Compile and run; returns the fault record (8 integers)."""
-    source = emit(parse(text), target("cpu"))
+    source = emit(parse(text), target("cpu"), features)
     module = llvm.parse_assembly(source.text)
     module.verify()
     machine = llvm.Target.from_default_triple().create_target_machine(
@@ -36,12 +36,12 @@ def run(text, arguments, grid=(1, 1, 1)):
     return fault
 
 
-def lowered(body, params, grid="1", shared=0):
-    """Return the text of a lowered program of 8 lanes."""
+def lowered(body, params, grid="1", shared=0, lanes=8):
+    """Return the text of a lowered program, by default of 8 lanes."""
     return f"""program p({params}) {{
   grid ({grid})
   warps 1
-  threads 8
+  threads {lanes}
   shared {shared}
 {body}
 }}"""

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeAlias
+
+import numpy as np
 
 from tilus.casts import Form, form_named, to_stream
 from tilus.codegen.llvm import casts
 from tilus.codegen.llvm.builder import Builder, Value, constant, vector
-from tilus.codegen.llvm.context import Context, pack, placed_code
+from tilus.codegen.llvm.context import Context, pack, register
 from tilus.codegen.llvm.context import unpack as codes_of
+from tilus.codegen.llvm.fields import placed
 from tilus.codegen.llvm.types import is_packed
 from tilus.dtypes import bf16
 from tilus.ir.expr import Tensor
 from tilus.ir.instructions import Unpack, View
-from tilus.layouts import BitLayout
+from tilus.layouts import BitLayout, RegisterLayout, index_table
 from tilus.layouts.bits import WORD
 
 Rule: TypeAlias = Callable[..., Value]
@@ -29,19 +33,78 @@ _STEPS: dict[str, Callable[[Builder], Rule]] = {
 
 def view(c: Context, out: Tensor, inst: View) -> None:
     """Keep the bits; where a bit layout says that codes lie is remembered, and nothing is moved between words."""
-    if inst.bits is None or out not in c.single or not is_packed(inst.dtype):
-        words = c.read_words(inst.x)
-        c.write_words(out, words if inst.bits is None else _stream(c.b, words, inst.bits))
-    elif out in c.deferrable and inst.x.type.dtype.nbits == WORD:
-        bits, read = inst.bits, c.read(inst.x)
-        c.defer(out, lambda i: placed_code(c.b, _as_words(c, read), bits, i), lambda: _keep(c, out, inst, bits))
+    width, source = inst.dtype.nbits, inst.x.type.dtype.nbits
+    deferrable = out in c.deferrable
+    if inst.bits is not None:
+        (_defer_codes if deferrable and source == WORD else _keep)(c, out, inst, inst.bits)
+    elif deferrable and source == WORD and width in (8, 16):
+        _defer_parts(c, out, inst)
+    elif deferrable and width == WORD and source in (8, 16):
+        _defer_wholes(c, out, inst)
     else:
-        _keep(c, out, inst, inst.bits)
+        c.write_words(out, c.read_words(inst.x))
 
 
 def _keep(c: Context, out: Tensor, inst: View, bits: BitLayout) -> None:
-    c.write_words(out, c.read_words(inst.x))
-    c.bits[out] = bits
+    if out in c.single and is_packed(inst.dtype):
+        c.write_words(out, c.read_words(inst.x))
+        c.bits[out] = bits
+    else:
+        c.write_words(out, _stream(c.b, c.read_words(inst.x), bits))
+
+
+def _defer_codes(c: Context, out: Tensor, inst: View, bits: BitLayout) -> None:
+    """Let codes be taken from their words one by one, or several at once."""
+    word, type_ = _as_words(c, c.read(inst.x)), c.lanes(inst.dtype)
+    c.defer(
+        out,
+        lambda i: c.b.convert("trunc", placed(c.b, word, bits, [i]), type_),
+        lambda: _keep(c, out, inst, bits),
+        group=lambda numbers: placed(c.b, word, bits, numbers),
+    )
+
+
+def _defer_wholes(c: Context, out: Tensor, inst: View) -> None:
+    """Let words be put together one by one from their halves or quarters."""
+    count, type_ = WORD // inst.x.type.dtype.nbits, c.lanes(inst.dtype)
+
+    def element(number: int) -> Value:
+        return c.b.convert("bitcast", c.group(inst.x, tuple(range(number * count, (number + 1) * count))), type_)
+
+    c.defer(out, element, lambda: c.write_words(out, c.read_words(inst.x)))
+
+
+def _defer_parts(c: Context, out: Tensor, inst: View) -> None:
+    """Let halves or quarters of words be taken one by one, or together as the words that they are."""
+    width = inst.dtype.nbits
+    count, word, type_ = WORD // width, _as_words(c, c.read(inst.x)), c.lanes(inst.dtype)
+
+    def element(number: int) -> Value:
+        part = c.b.op("lshr", word(number // count), number % count * width)
+        return c.b.convert("bitcast", c.b.convert("trunc", part, vector(c.b.lanes, f"i{width}")), type_)
+
+    def group(numbers: tuple[int, ...]) -> Value | None:
+        first = numbers[0]
+        whole = first % count == 0 and numbers == tuple(range(first, first + count))
+        return word(first // count) if whole else None
+
+    found = c.deferred.get(inst.x)
+    run = _run(inst.layout, register(inst.x)[1], count)
+    lies = None if found is None else found.elements
+    words = None if lies is None or run is None else replace(lies, run=run)
+    c.defer(out, element, lambda: c.write_words(out, c.read_words(inst.x)), group=group, words=words)
+
+
+def _run(parts: RegisterLayout, words: RegisterLayout, count: int) -> int | None:
+    """Return the dimension along which the parts of a word are neighbours, if its own index counts words there."""
+    inner, outer = index_table(parts), index_table(words)
+    steps = inner[:, 1] - inner[:, 0]
+    run = int(np.flatnonzero(steps[0])[0])
+    scale = np.ones(inner.shape[-1], int)
+    scale[run] = count
+    wanted = np.repeat(outer * scale, count, axis=1)
+    wanted[..., run] += np.tile(np.arange(count), outer.shape[1])
+    return run if wanted.shape == inner.shape and (wanted == inner).all() else None
 
 
 def _as_words(c: Context, elements: Sequence[Value]) -> Callable[[int], Value]:

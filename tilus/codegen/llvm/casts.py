@@ -185,6 +185,8 @@ def _to_integer(b: Builder, src: DataType, dst: DataType, value: Value) -> Value
             return value
         narrower = lanes_of(value.type)[1] == "i64"
         return b.convert("trunc" if narrower else "sext" if src.is_signed else "zext", value, target)
+    if value.type == _like(value, "float") and (dst.nbits < 32 or (dst.nbits == 32 and dst.is_signed)):
+        return _truncated(b, dst, value, target)
     lanes, element = lanes_of(value.type)
     kind = "fptosi" if dst.is_signed or dst.nbits < 32 else "fptoui"
     suffix = f"v{lanes}" if lanes else ""
@@ -195,6 +197,21 @@ def _to_integer(b: Builder, src: DataType, dst: DataType, value: Value) -> Value
         return whole
     low = b.call(target, "smax", whole, constant(target, int(dst.min_value)))
     return b.call(target, "smin", low, constant(target, int(dst.max_value)))
+
+
+def _truncated(b: Builder, dst: DataType, value: Value, target: str) -> Value:
+    """Return an f32 as the nearest integer towards zero that the type has, NaN as 0.
+
+    LLVM's own saturating conversion takes vectors apart on x86.
+    """
+    least, most = float(dst.min_value), float(dst.max_value)
+    below = most if dst.nbits < 32 else 2.0**31 - 2.0**7  # the last f32 that an i32 holds
+    inside = b.select(b.compare("fcmp olt", value, below), value, below)
+    inside = b.select(b.compare("fcmp ogt", inside, least), inside, least)
+    whole = b.convert("fptosi", inside, target)
+    if dst.nbits == 32:
+        whole = b.select(b.compare("fcmp oge", value, 2.0**31), constant(target, int(dst.max_value)), whole)
+    return b.select(b.compare("fcmp ord", value, value), whole, 0)
 
 
 def _to_float(b: Builder, src: DataType, dst: DataType, value: Value) -> Value:

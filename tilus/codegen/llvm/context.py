@@ -9,6 +9,7 @@ from typing import Any
 
 from tilus.codegen.llvm import casts
 from tilus.codegen.llvm.builder import Builder, Value, constant, vector
+from tilus.codegen.llvm.fields import joined, placed
 from tilus.codegen.llvm.lanes import butterfly
 from tilus.codegen.llvm.types import is_packed, storage, words
 from tilus.dtypes import DataType
@@ -23,6 +24,35 @@ from tilus.layouts import BitLayout, RegisterLayout
 LARGEST = 48
 
 
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Where a tile lies that is read in place, element by element or in words of several elements (see `fields`).
+
+    Attributes
+    ----------
+    address : callable
+        Of what lane 0 has at an index, an i64 for every dimension.
+    same : bool
+        Whether all lanes have the same; else they have neighbours in memory.
+    run : int
+        Of words, the dimension along which they have their elements: an index counts words there.
+    """
+
+    address: Callable[[Sequence[Value]], Value]
+    same: bool
+    run: int = -1
+
+    def load(self, b: Builder, element: str, index: Sequence[Value]) -> Value:
+        """Load an element or word of every lane."""
+        value = b.load(element if self.same else vector(b.lanes, element), self.address(index), 1)
+        return b.splat(value) if self.same else value
+
+    def permuted(self, perm: Sequence[int]) -> Memory:
+        """Return the place of the transposed tile, whose dimension d is dimension `perm[d]`."""
+        back = [perm.index(d) for d in range(len(perm))]
+        return Memory(lambda i: self.address([i[d] for d in back]), self.same, perm.index(max(self.run, 0)))
+
+
 @dataclass(slots=True)
 class Deferred:
     """A tile that is made where it is used (see `deferral`).
@@ -33,13 +63,18 @@ class Deferred:
         Makes the element of a local number, as it is stored. Each is made once.
     now : callable
         Makes all of them, for those who cannot ask for one by a constant number.
-    at : callable, optional
-        Loads the element that lane 0 has at an index, which need not be constant, if the tile lies in memory.
+    group : callable
+        Makes a word of the elements of some local numbers (see `fields`), or returns None if that is no easier than to
+        put them together.
+    elements, words : Memory, optional
+        Where they lie, if they lie in memory: for those whose indices are not constant.
     """
 
     element: Callable[[int], Value]
     now: Callable[[], None]
-    at: Callable[[Sequence[Value]], Value] | None = None
+    group: Callable[[tuple[int, ...]], Value | None] = lambda numbers: None
+    elements: Memory | None = None
+    words: Memory | None = None
 
 
 @dataclass(slots=True)
@@ -90,15 +125,11 @@ class Context:
         """Return the vector type of stored elements."""
         return vector(self.b.lanes, storage(dtype))
 
-    def defer(
-        self,
-        t: Tensor,
-        element: Callable[[int], Value],
-        now: Callable[[], None],
-        at: Callable[[Sequence[Value]], Value] | None = None,
-    ) -> None:
+    def defer(self, t: Tensor, element: Callable[[int], Value], now: Callable[[], None], **more: Any) -> None:
         """Make a tile later; see `Deferred`."""
-        self.deferred[t] = Deferred(cache(element), now, at)
+        if "group" in more:
+            more["group"] = cache(more["group"])
+        self.deferred[t] = Deferred(cache(element), now, **more)
 
     def make(self, *tiles: Tensor) -> None:
         """Make tiles that were deferred, all of their elements."""
@@ -169,8 +200,19 @@ class Context:
         if not is_packed(t.type.dtype):
             return self.get(t, number, parts=parts)
         if t in self.bits:
-            return placed_code(self.b, word, self.bits[t], number)
+            return placed(self.b, word, self.bits[t], [number])
         return code(self.b, word, t.type.dtype, number)
+
+    def group(self, t: Tensor, numbers: tuple[int, ...]) -> Value:
+        """Return a word of 2 elements of up to 16 bits, or of 4 of up to 8; see `fields`."""
+        if t in self.deferred:
+            found = self.deferred[t].group(numbers)
+            if found is not None:
+                return found
+        elif t in self.bits:
+            return placed(self.b, lambda i: self.load(t, i), self.bits[t], numbers)
+        elements = self.read(t)
+        return joined(self.b, [elements[i] for i in numbers])
 
     def write(self, t: Tensor, elements: Sequence[Value]) -> None:
         """Redefine a tile by its stored elements."""
@@ -185,6 +227,9 @@ class Context:
             return pack(self.b, list(self.read(t)), kind.dtype)
         if is_packed(kind.dtype):
             return [self.load(t, i) for i in range(words(kind.dtype, layout.local_size))]
+        count = 32 // kind.dtype.nbits
+        if count > 1 and layout.local_size % count == 0:
+            return [self.group(t, tuple(range(i, i + count))) for i in range(0, layout.local_size, count)]
         return to_words(self.b, self.read(t), kind.dtype)
 
     def write_words(self, t: Tensor, values: Sequence[Value]) -> None:
@@ -242,22 +287,6 @@ def code(b: Builder, word: Callable[[int], Value], dtype: DataType, number: int)
     if shift + n > 32:
         low = b.op("or", low, b.op("shl", word(first + 1), 32 - shift))
     return b.op("and", low, (1 << n) - 1) if shift + n != 32 else low
-
-
-def placed_code(b: Builder, word: Callable[[int], Value], bits: BitLayout, number: int) -> Value:
-    """Return a code from the words where a bit layout put it: a shift and a mask for each run of its bits."""
-    rest, lane = divmod(number, bits.lanes)
-    slot, unit = divmod(rest, bits.units)
-    total: Value | None = None
-    for run in bits.runs(slot):
-        piece = word(unit * bits.unit_words + run.word)
-        shift = lane * bits.lane + run.position - run.bit
-        piece = b.op("lshr", piece, shift) if shift > 0 else b.op("shl", piece, -shift) if shift else piece
-        if lane * bits.lane + run.position + run.size < 32 or run.bit:
-            piece = b.op("and", piece, ((1 << run.size) - 1) << run.bit)
-        total = piece if total is None else b.op("or", total, piece)
-    assert total is not None
-    return b.op("xor", total, bits.flipped) if bits.flipped else total
 
 
 def pack(b: Builder, codes: Sequence[Value], dtype: DataType) -> list[Value]:

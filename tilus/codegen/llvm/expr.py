@@ -13,6 +13,7 @@ from tilus.ir.expr import BlockId, CastExpr, Const, Expr, Op, Var, dtype_of
 
 _FLOAT = {"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv"}
 _INTEGER = {"add": "add", "sub": "sub", "mul": "mul", "and": "and", "or": "or", "xor": "xor", "shl": "shl"}
+MODULAR = frozenset({"add", "sub", "mul", "and", "or", "xor"})  # low bits of a result depend on low bits alone
 _COMPARE = {
     "lt": ("olt", "slt", "ult"),
     "le": ("ole", "sle", "ule"),

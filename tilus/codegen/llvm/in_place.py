@@ -7,14 +7,14 @@ need no copy at the border. Only where the tile's rows themselves cross the bord
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 
 import numpy as np
 
-from tilus.codegen.llvm.builder import Value, constant, vector
-from tilus.codegen.llvm.context import Context, register
+from tilus.codegen.llvm.builder import Value, constant
+from tilus.codegen.llvm.context import Context, Memory, register
 from tilus.codegen.llvm.lanes import Table
 from tilus.codegen.llvm.memory import (
     Place,
@@ -29,6 +29,7 @@ from tilus.codegen.llvm.memory import (
 )
 from tilus.ir.expr import Tensor
 from tilus.layouts import index_table
+from tilus.layouts.bits import WORD
 
 
 def defer_load(c: Context, place: Place, out: Tensor, shape: Sequence[int], other: Value) -> bool:
@@ -43,18 +44,35 @@ def defer_load(c: Context, place: Place, out: Tensor, shape: Sequence[int], othe
     together = steps is not None and not steps.any()
     if not together and (steps is None or not _along(steps, run) or not place.proved >= set(place.dims)):
         return False
-    load = _reader(c, place, shape, run, 0 if together else c.b.lanes)
-    table = index_table(register(out)[1])[0]
-
-    def at(index: Sequence[Value]) -> Value:
-        value = load(index)
-        return c.b.splat(value) if together else value
+    memory = _memory(c, place, shape, run, together)
+    kind, table = memory_type(place.dtype), index_table(register(out)[1])[0]
 
     def element(number: int) -> Value:
-        return at([constant("i64", n) for n in table[number].tolist()])
+        return memory.load(c.b, kind, [constant("i64", n) for n in table[number].tolist()])
 
-    c.defer(out, element, lambda: read_tile(c, place, out, shape, other, defer=False), at)
+    c.defer(out, element, lambda: read_tile(c, place, out, shape, other, defer=False), elements=memory)
+    if together and place.dtype.nbits in (8, 16):
+        _read_words(c, out, memory, run)
     return True
+
+
+def _read_words(c: Context, out: Tensor, memory: Memory, run: int) -> None:
+    """Let neighbours that all lanes hold be loaded as one word."""
+    b, nbits, table = c.b, out.type.dtype.nbits, index_table(register(out)[1])[0]
+    count = WORD // nbits
+
+    def address(index: Sequence[Value]) -> Value:
+        return memory.address([b.op("mul", n, count) if d == run else n for d, n in enumerate(index)])
+
+    def group(numbers: tuple[int, ...]) -> Value | None:
+        wanted = np.repeat(table[[numbers[0]]], len(numbers), axis=0)
+        wanted[:, run] += np.arange(len(numbers))
+        if len(numbers) != count or (table[list(numbers)] != wanted).any():
+            return None
+        return memory.load(b, "i32", [constant("i64", n) for n in wanted[0].tolist()])
+
+    deferred = c.deferred[out]
+    deferred.group, deferred.words = group, Memory(address, True, run)
 
 
 def _lane_steps(t: Tensor) -> Table | None:
@@ -71,8 +89,8 @@ def _along(steps: Table, run: int) -> bool:
     return bool((steps == wanted).all())
 
 
-def _reader(c: Context, place: Place, shape: Sequence[int], run: int, lanes: int) -> Callable[[Sequence[Value]], Value]:
-    """Return what loads the element at an index of the tile, or with lanes so many from there on."""
+def _memory(c: Context, place: Place, shape: Sequence[int], run: int, together: bool) -> Memory:
+    """Return where the elements of a tile lie, or those of its dense copy."""
     b, element = c.b, memory_type(place.dtype)
     rows = [i for i in range(len(shape)) if i != run]
     masked = [i for i in rows if place.dims[i] not in place.proved]
@@ -108,10 +126,10 @@ def _reader(c: Context, place: Place, shape: Sequence[int], run: int, lanes: int
             row = b.select(there, row, zeros)
         return row
 
-    def load(index: Sequence[Value]) -> Value:
+    def address(index: Sequence[Value]) -> Value:
         key = tuple(index[i].name for i in rows)
         if key not in known:
             known[key] = row_at(index)
-        return b.load(vector(lanes, element), b.gep(element, known[key], index[run]), place.dtype.nbits // 8)
+        return b.gep(element, known[key], index[run])
 
-    return load
+    return Memory(address, together)

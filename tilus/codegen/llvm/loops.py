@@ -73,8 +73,14 @@ class Operand:
 
     def counted(self, sizes: Sequence[int]) -> Affine | None:
         """Return the local number by the result's digits, if every lane reads its own register, the same in all."""
-        own = (self.lane == np.arange(len(self.lane))[:, None]).all()
-        return affine(self.local[0], sizes) if own and (self.local == self.local[0]).all() else None
+        places = self.own(range(self.local.shape[1]))
+        return affine(np.array(places), sizes) if places else None
+
+    def own(self, numbers: Sequence[int]) -> tuple[int, ...]:
+        """Return the local numbers that go with some of the result, if in every lane they are its own; else nothing."""
+        lane, local = self.lane[:, numbers], self.local[:, numbers]
+        uniform = (lane == np.arange(len(lane))[:, None]).all() and (local == local[0]).all()
+        return tuple(local[0].tolist()) if uniform else ()
 
 
 def operand(tensor: Tensor, wanted: Table) -> Operand:
@@ -82,10 +88,17 @@ def operand(tensor: Tensor, wanted: Table) -> Operand:
     return Operand(tensor, *sources(register(tensor)[1], wanted))
 
 
-def define(c: Context, out: Tensor, operands: Sequence[Operand], body: Callable[..., Value]) -> None:
+def define(
+    c: Context,
+    out: Tensor,
+    operands: Sequence[Operand],
+    body: Callable[..., Value],
+    on_groups: Callable[..., Value | None] = lambda count, *words: None,
+) -> None:
     """Define every element of `out`, as it is stored, by a function of stored elements.
 
-    Where `out` holds parts of sums, operands that do are read as such.
+    Where `out` holds parts of sums, operands that do are read as such. `on_groups` is the same function of words of
+    `count` elements each (see `fields`), or returns None where there is none.
     """
     parts = out in c.parts
     read = [c.read(o.tensor, parts=parts) for o in operands]
@@ -96,9 +109,24 @@ def define(c: Context, out: Tensor, operands: Sequence[Operand], body: Callable[
         )
 
     if out in c.deferrable and out not in c.deferred:
-        c.defer(out, element, lambda: _make(c, out, operands, element, body))
+        c.defer(
+            out,
+            element,
+            lambda: _make(c, out, operands, element, body),
+            group=lambda numbers: _group(c, operands, numbers, on_groups),
+        )
     else:
         _make(c, out, operands, element, body)
+
+
+def _group(
+    c: Context, operands: Sequence[Operand], numbers: tuple[int, ...], on_groups: Callable[..., Value | None]
+) -> Value | None:
+    """Return a word of several elements, if all lanes have them in registers of their own, the same in all."""
+    places = [o.own(numbers) for o in operands]
+    if not all(places):
+        return None
+    return on_groups(len(numbers), *(c.group(o.tensor, p) for o, p in zip(operands, places, strict=True)))
 
 
 def _make(

@@ -17,13 +17,15 @@ from tilus.codegen.llvm.builder import Builder, Value, constant, vector
 from tilus.codegen.llvm.context import Context, compute_values, register
 from tilus.codegen.llvm.lanes import Table, butterfly, steps_of_group
 from tilus.codegen.llvm.loops import Affine, affine, counted
+from tilus.codegen.llvm.pairs import add_pair_products
 from tilus.codegen.llvm.types import compute, is_packed, storage
-from tilus.dtypes import DataType
+from tilus.dtypes import DataType, i16, i32
 from tilus.errors import CodegenError
 from tilus.ir.expr import Tensor
 from tilus.ir.instructions import Dot
 from tilus.layouts import index_table
 
+Load: TypeAlias = "Callable[[Value, Value], Value]"  # of a row or column, and k
 Line: TypeAlias = "tuple[int, ...]"  # the index of a row or column, behind that of the matrix in a batch
 UNROLLED = 512  # multiply-adds
 # Vector registers by lanes: AVX2 and SSE have 16, AVX-512 has 32. NEON has 32 too, but is not told from SSE here.
@@ -52,6 +54,11 @@ class Product:
     places: list[tuple[Line, Line]]
     steps: Sequence[int]
 
+    @property
+    def of_pairs(self) -> bool:
+        """Whether neighbours along k are multiplied together (see `pairs`)."""
+        return self.inst.a.type.dtype == i16 and self.out.type.dtype == i32
+
     def pairs(self, m: Line, n: Line) -> list[tuple[int, int]]:
         """Return the registers of `a` and `b` whose products make an element of the result."""
         return [(i, self.columns[n][k]) for k, i in self.rows[m].items() if k in self.columns[n]]
@@ -70,7 +77,8 @@ def dot(c: Context, out: Tensor, inst: Dot) -> None:
         # Lanes differ in the same way in every register.
         ks = [tuple(row) for row in a[:, [i for i, _ in pairs[0]], -1].tolist()]
         product = replace(product, steps=steps_of_group([tuple(row) for row in at[:, 0].tolist()], ks))
-    block = _block(c, product) if sum(map(len, pairs)) > UNROLLED else None
+    work = sum(map(len, pairs)) // (2 if product.of_pairs else 1)
+    block = _block(c, product) if work > UNROLLED else None
     if block is None:
         _unrolled(c, product, pairs)
     else:
@@ -105,11 +113,16 @@ def _unrolled(c: Context, p: Product, pairs: Sequence[Sequence[tuple[int, int]]]
     start = compute_values(c, p.inst.c, parts=p.out in c.parts)
     totals = [constant(begin.type, 0) if p.steps else begin for begin in start]
     # One k after the other: operands that are made where they are used live no longer than that.
-    for step in range(max(map(len, pairs))):
+    width = 2 if p.of_pairs else 1
+    for step in range(0, max(map(len, pairs)), width):
         for number, found in enumerate(pairs):
-            if step < len(found):
-                i, j = found[step]
-                totals[number] = _multiply_add(c, a[i], b[j], totals[number])
+            here = found[step : step + width]
+            if len(here) == 2:
+                left, right = zip(*here, strict=True)
+                words = c.group(p.inst.a, left), c.group(p.inst.b, right)
+                totals[number] = add_pair_products(c.b, *words, totals[number])
+            elif here:
+                totals[number] = _multiply_add(c, a[here[0][0]], b[here[0][1]], totals[number])
     c.write(p.out, [_finished(c, p, total, begin) for total, begin in zip(totals, start, strict=True)])
 
 
@@ -210,8 +223,14 @@ def _looped(c: Context, p: Product, block: Block) -> None:
     b, (rows, columns, ks) = c.b, block.extents
     parts, acc = p.out in c.parts, p.out.type.dtype
     m, n, depth = block.index
-    x = _operand(c, p.inst.a, acc, block.a, lambda i, k: [m.at(b, [i]), depth.at(b, [k])])
-    y = _operand(c, p.inst.b, acc, block.b, lambda j, k: [depth.at(b, [k]), n.at(b, [j])])
+    words = _pairs_in_memory(c, p, block)
+    if words is not None:
+        x, y = words
+        ks //= 2
+    else:
+        x = _operand(c, p.inst.a, acc, block.a, lambda i, k: [m.at(b, [i]), depth.at(b, [k])])
+        y = _operand(c, p.inst.b, acc, block.b, lambda j, k: [depth.at(b, [k]), n.at(b, [j])])
+    add = _multiply_add if words is None else lambda c, *args: add_pair_products(c.b, *args)
     corners = [(i, j) for i in range(block.rows) for j in range(block.columns)]
     type_ = vector(b.lanes, compute(acc))
     sums = [b.alloca(type_, "sum") for _ in corners]
@@ -225,7 +244,7 @@ def _looped(c: Context, p: Product, block: Block) -> None:
         with counted(b, [ks]) as (k,):
             left, right = [x(i, k) for i in mine], [y(j, k) for j in others]
             for slot, (i, j) in zip(sums, corners, strict=True):
-                b.store(_multiply_add(c, left[i], right[j], b.load(type_, slot)), slot)
+                b.store(add(c, left[i], right[j], b.load(type_, slot)), slot)
         for number, slot in zip(numbers, sums, strict=True):
             begin = casts.decode(b, acc, c.get(p.inst.c, number, parts=parts))
             c.put(p.out, number, _finished(c, p, b.load(type_, slot), begin, apart=True))
@@ -236,9 +255,23 @@ def _counts(b: Builder, first: Value, many: int) -> list[Value]:
     return [b.op("add", first, i) if i else first for i in range(many)]
 
 
+def _pairs_in_memory(c: Context, p: Product, block: Block) -> tuple[Load, Load] | None:
+    """Return what loads pairs along k of a row of `a` and of a column of `b`, if both lie in memory as words."""
+    b, (m, n, depth) = c.b, block.index
+    left, right = c.deferred.get(p.inst.a), c.deferred.get(p.inst.b)
+    if not p.of_pairs or left is None or right is None:
+        return None
+    x, y = left.words, right.words
+    if x is None or y is None or (x.run, y.run) != (1, 0):
+        return None
+    if (depth.base, depth.strides) != (0, (1,)) or block.extents[2] % 2:
+        return None
+    return lambda i, k: x.load(b, "i32", [m.at(b, [i]), k]), lambda j, k: y.load(b, "i32", [k, n.at(b, [j])])
+
+
 def _operand(
     c: Context, t: Tensor, acc: DataType, numbers: Affine, index: Callable[[Value, Value], list[Value]]
-) -> Callable[[Value, Value], Value]:
+) -> Load:
     """Return what loads an operand's element of a row of `a`, or column of `b`, and a k: in the accumulator's type.
 
     For these counters `numbers` has the local number, and `index` returns the index of lane 0. An operand is read once
@@ -247,9 +280,9 @@ def _operand(
     b, wide, count = c.b, compute(acc), register(t)[1].local_size
     kept = storage(t.type.dtype) == wide and not is_packed(t.type.dtype)
     found = c.deferred.get(t)
-    if kept and found is not None and found.at is not None:
-        at = found.at
-        return lambda i, k: at(index(i, k))
+    if kept and found is not None and found.elements is not None:
+        memory = found.elements
+        return lambda i, k: memory.load(b, wide, index(i, k))
     c.make(t)
     if kept:
         return lambda i, k: c.get(t, numbers.at(b, [i, k]))

@@ -7,7 +7,8 @@ import numpy as np
 from tilus.codegen.llvm import casts
 from tilus.codegen.llvm.builder import Value, constant
 from tilus.codegen.llvm.context import Context, compute_values, register
-from tilus.codegen.llvm.expr import apply, scalar, splat, wrap
+from tilus.codegen.llvm.expr import MODULAR, apply, scalar, splat, wrap
+from tilus.codegen.llvm.fields import fill, narrow, widened
 from tilus.codegen.llvm.lanes import Table, butterfly, steps_of_group
 from tilus.codegen.llvm.loops import Operand, define, fold, fold_in_loops, operand
 from tilus.codegen.llvm.types import compute, storage
@@ -27,6 +28,7 @@ from tilus.ir.instructions import (
     Transpose,
 )
 from tilus.layouts import flat_index_table, index_table
+from tilus.layouts.bits import WORD
 
 
 def full(c: Context, out: Tensor, inst: Full) -> None:
@@ -51,13 +53,17 @@ def copy(c: Context, out: Tensor, inst: Copy) -> None:
 
 def cast(c: Context, out: Tensor, inst: Cast) -> None:
     """Convert vector by vector."""
-    x = operand(inst.x, index_table(register(out)[1]))
-    define(c, out, [x], lambda e: casts.cast(c.b, inst.x.type.dtype, inst.dtype, e))
+    x, src, dst = operand(inst.x, index_table(register(out)[1])), inst.x.type.dtype, inst.dtype
+
+    def on_groups(count: int, word: Value) -> Value | None:
+        return widened(c.b, src, count, word) if dst.is_integer and dst.nbits * count == WORD else None
+
+    define(c, out, [x], lambda e: casts.cast(c.b, src, dst, e), on_groups)
 
 
 def _moved(c: Context, out: Tensor, x: Tensor, wanted: Table) -> None:
     """Define `out` by the elements of `x` at the wanted indices, (lanes, locals, rank of x)."""
-    define(c, out, [operand(x, wanted)], lambda e: e)
+    define(c, out, [operand(x, wanted)], lambda e: e, lambda count, word: word)
 
 
 def convert_layout(c: Context, out: Tensor, inst: ConvertLayout) -> None:
@@ -70,9 +76,11 @@ def transpose(c: Context, out: Tensor, inst: Transpose) -> None:
     table, back = index_table(register(out)[1]), np.argsort(inst.perm).tolist()
     found = c.deferred.get(inst.x)
     _moved(c, out, inst.x, table[..., back])
-    if found is not None and found.at is not None and out in c.deferred:
-        at = found.at
-        c.deferred[out].at = lambda index: at([index[d] for d in back])
+    new = c.deferred.get(out)
+    if found is None or new is None:
+        return
+    new.elements = found.elements and found.elements.permuted(inst.perm)
+    new.words = found.words and found.words.permuted(inst.perm)
 
 
 def reshape(c: Context, out: Tensor, inst: Reshape) -> None:
@@ -109,7 +117,13 @@ def elementwise(c: Context, out: Tensor, inst: Elementwise) -> None:
         result = apply(b, inst.op, dtype, [values[i] for i in range(len(values))])
         return result if out.type.dtype.is_boolean else wrap(b, dtype, result)
 
-    define(c, out, [_broadcast(out, t) for t in tiles.values()], one)
+    def on_groups(count: int, *words: Value) -> Value | None:
+        if inst.op not in MODULAR or not dtype.is_integer or dtype.nbits * count != WORD:
+            return None
+        values = {i: fill(b, x, count) for i, x in scalars.items()} | dict(zip(tiles, words, strict=True))
+        return narrow(b, count, lambda x, y: b.op(inst.op, x, y), values[0], values[1])
+
+    define(c, out, [_broadcast(out, t) for t in tiles.values()], one, on_groups)
 
 
 def reduce(c: Context, out: Tensor, inst: Reduce) -> None:
