@@ -2,8 +2,8 @@
 
 Every mutant of every kernel in `tests/simt/subjects.py` (one instruction dropped, changed or moved) runs on the PTX
 machine at all its shapes until it dies. What lives is excused if traces show that it makes no difference, or listed
-with a reason. Takes hours; a kernel whose instructions are the same on both architectures is run once. Writes
-`mutants.json` and `mutants.md` after each kernel, whose rows replace those of an earlier run.
+with a reason. Takes an hour; a kernel whose instructions are the same on both architectures is run once. Writes
+`mutants.json` after each kernel, whose rows replace those of an earlier run, and `mutants.md` in the end.
 `tests/simt/test_mutants.py` runs a sample.
 """
 
@@ -22,20 +22,25 @@ from rich.progress import track
 sys.path.insert(0, str(ROOT))
 from tests.simt.mutants import Subject
 from tests.simt.subjects import ARCHES, SUBJECTS, listed, subject
+from tests.simt.sweep import Outcome, outcomes
 
 Row = dict[str, object]
+_BATCH = 200  # mutants that share a run of the kernel
 
 
 def run(one: Subject, archs: Sequence[str], every: int) -> list[Row]:
     """Run every mutant of a kernel, or every so many; return a row for each."""
-    rows: list[Row] = []
+    mutants = one.mutants()[::every]
+    batches = [mutants[i : i + _BATCH] for i in range(0, len(mutants), _BATCH)]
     console = Console(stderr=True)
-    for mutant in track(one.mutants()[::every], one.name, console=console, disable=not sys.stderr.isatty()):
-        killer = one.killer(mutant)
-        equivalence = "" if killer else one.equivalence(mutant)
-        rows.append({"kernel": one.name, "archs": ", ".join(archs), "kind": mutant.kind, "line": mutant.before.line,
-                     "mutant": mutant.text, "killer": killer, "equivalent": equivalence})  # fmt: skip
-    return rows
+    found: list[Outcome] = []
+    for batch in track(batches, one.name, console=console, disable=not sys.stderr.isatty()):
+        found += outcomes(one, batch)
+    return [
+        {"kernel": one.name, "archs": ", ".join(archs), "kind": mutant.kind, "line": mutant.before.line,
+         "mutant": mutant.text, "killer": killer, "equivalent": excuse, "every": every}
+        for mutant, (killer, excuse) in zip(mutants, found, strict=True)
+    ]  # fmt: skip
 
 
 def main() -> None:
@@ -54,7 +59,7 @@ def main() -> None:
             rows += found
             print(_line(name, str(found[0]["archs"]), found), flush=True)
             if not options.no_write:
-                write("mutants", {"every": options.every}, rows, dated=False)
+                write("mutants", {}, rows, dated=False)
     if not options.no_write:
         (RESULTS / "mutants.md").write_text(report(rows))
 
@@ -88,7 +93,10 @@ def _reason(row: Row) -> str:
 def _line(name: str, archs: str, rows: Sequence[Row]) -> str:
     total, killed, same, score = _score(rows)
     named = sum(bool(_reason(r)) for r in rows if not r["killer"] and not r["equivalent"])
-    return f"| {name} | {archs} | {total} | {killed} | {same} | {total - killed - same} | {named} | {score:.2%} |"
+    shares = sorted({int(str(r["every"])) for r in rows})
+    tried = ", ".join(f"one of {every}" if every > 1 else "all" for every in shares)
+    cells = (name, archs, tried, total, killed, same, total - killed - same, named, f"{score:.2%}")
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 _HEAD = """# Mutants of the library's kernels
@@ -96,10 +104,10 @@ _HEAD = """# Mutants of the library's kernels
 Written by `python bench/mutants.py`. One PTX instruction is dropped, changed or moved; the kernel runs on the PTX
 machine at all shapes of `tests/simt/subjects.py`. *killed*: by a finding, an error, or a bit of the results.
 *equivalent*: traces of both show no difference that reaches memory. *survivors*: the rest, *listed* if the reason is
-known. *score*: killed, of all that are not equivalent.
+known. *score*: killed, of all that are not equivalent. *tried*: which mutants were run.
 
-| kernel | architectures | mutants | killed | equivalent | survivors | listed | score |
-|---|---|---|---|---|---|---|---|
+| kernel | architectures | tried | mutants | killed | equivalent | survivors | listed | score |
+|---|---|---|---|---|---|---|---|---|
 """
 _KINDS = """
 ## By kind of change

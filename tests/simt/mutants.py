@@ -14,15 +14,15 @@ from unittest import mock
 import numpy as np
 
 from tests.agreement.machines import copies_of, raw
-from tests.simt.traces import MEMORY, Trace, starts
+from tests.simt.traces import MEMORY, Trace, compare, excuse, starts
 from tilus import simt
 from tilus.errors import TilusError
 from tilus.simt import launch
 from tilus.simt.syntax import Address, Immediate, Instruction, Module, Negated, Operand, Vector
 
 NOTHING = "pmevent 0;"
-_SYNC = ("bar", "barrier", "fence", "membar", "cp.async.wait_group", "cp.async.wait_all", "cp.async.commit_group")
-_DROPPED = (*_SYNC, *MEMORY, "mma", "shfl", "bra")
+SYNC = ("bar", "barrier", "fence", "membar", "cp.async.wait_group", "cp.async.wait_all", "cp.async.commit_group")
+_DROPPED = (*SYNC, *MEMORY, "mma", "shfl", "bra")
 _COMPARISONS = {"lt": "le", "le": "lt", "gt": "ge", "ge": "gt", "eq": "ne", "ne": "eq"}
 _COMPARISONS |= {"lo": "ls", "ls": "lo", "hi": "hs", "hs": "hi", "ltu": "leu", "leu": "ltu", "equ": "neu", "neu": "equ"}
 
@@ -107,7 +107,7 @@ def mutants(module: Module, kernel: str) -> list[Mutant]:
 
 def is_sync(code: Instruction) -> bool:
     """Return whether an instruction only orders others."""
-    return starts(code, _SYNC)
+    return starts(code, SYNC)
 
 
 _ASYNC = ("cp.async.ca", "cp.async.cg")
@@ -254,6 +254,23 @@ def bits(args: Sequence[Any]) -> bytes:
     return b"".join(raw(a).tobytes() for a in args if isinstance(a, np.ndarray))
 
 
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What a kernel leaves in all arrays, its report, which is clean, and its trace."""
+
+    bits: bytes
+    report: simt.Report
+    trace: Trace
+
+    def __post_init__(self) -> None:
+        self.report.check()
+
+    @property
+    def most_pieces(self) -> int:
+        """How many pieces of code a mutant may run: many more than the kernel."""
+        return 4 * self.report.pieces
+
+
 @dataclass
 class Subject:
     """A kernel, and how it is launched: at one ragged shape at least."""
@@ -268,13 +285,12 @@ class Subject:
 
     def __post_init__(self) -> None:
         assert any(shape.ragged for shape in self.launches)
-        self._expected: dict[int, tuple[bytes, int]] = {}
+        self._expected: dict[int, Reference] = {}
 
-    def expected(self, number: int) -> tuple[bytes, int]:
-        """Return what the unchanged kernel leaves at a launch, and a limit of pieces that it keeps by far."""
+    def expected(self, number: int) -> Reference:
+        """Return what the unchanged kernel does at a launch."""
         if number not in self._expected:
-            after, report = self.run(self.module, self.launches[number])
-            self._expected[number] = bits(after), 4 * report.check().pieces
+            self._expected[number] = Reference(*self._traced(self.module, self.launches[number]))
         return self._expected[number]
 
     @property
@@ -300,16 +316,20 @@ class Subject:
         module = mutant.apply(self.module, self.kernel)
         for landing in ("late", "early") if is_sync(mutant.before) else ("late",):
             for number, shape in enumerate(self.launches):
-                wanted, most = self.expected(number)
-                try:
-                    after, report = self.run(module, shape, landing=landing, max_pieces=most, max_findings=1)
-                except TilusError:
-                    return "error"
-                if not report.ok:
-                    return report.findings[0].kind
-                if bits(after) != wanted:
-                    return "bits"
+                verdict = self.verdict(module, shape, self.expected(number), landing)
+                if verdict:
+                    return verdict
         return ""
+
+    def verdict(self, module: Module, shape: Launch, expected: Reference, landing: str) -> str:
+        """Return what kills a mutant at one launch, or nothing."""
+        try:
+            after, report = self.run(module, shape, landing=landing, max_pieces=expected.most_pieces, max_findings=1)
+        except TilusError:
+            return "error"
+        if not report.ok:
+            return report.findings[0].kind
+        return "" if bits(after) == expected.bits else "bits"
 
     def equivalence(self, mutant: Mutant) -> str:
         """Return the evidence that a mutant that lives computes the same, or nothing."""
@@ -318,34 +338,26 @@ class Subject:
         if is_sync(mutant.before):
             return self._of_no_bytes(mutant)
         module = mutant.apply(self.module, self.kernel)
-        pairs = [(self._trace(self.module, shape, at), self._trace(module, shape, at)) for shape in self.launches]
-        if not any(one.executed for one, _ in pairs):
-            return ""
-        if mutant.kind == "offset" and not any(one.accesses[at] or other.accesses[at] for one, other in pairs):
-            return "accesses nothing"
-        if any(one.events - other.events for one, other in pairs):
-            return ""
-        if any(other.events - one.events for one, other in pairs):
-            return "does what the other does, and more to no end"
-        same = all(one.results == other.results for one, other in pairs)
-        if mutant.kind == "offset":
-            return "reads an equal value elsewhere" if same and mutant.before.root in ("ld", "ldmatrix") else ""
-        return "computes the same wherever it runs" if same else "no access sees the difference"
+        found = [
+            compare(self.expected(number).trace, self._traced(module, shape, sanitize=False)[2], at)
+            for number, shape in enumerate(self.launches)
+        ]
+        return excuse(mutant.kind, mutant.before.root, found)
 
     def _of_no_bytes(self, mutant: Mutant) -> str:
         """Excuse what only orders others by one thing: it ends a group of copies that copy nothing at any shape."""
         body = self.module.functions[self.kernel].body
         copies = [position(body, i) for i in group_of(body, mutant.at)]
-        traces = [self._trace(self.module, shape, -1) for shape in self.launches]
+        traces = [self.expected(number).trace for number in range(len(self.launches))]
         return (
             "a group of copies of no bytes" if copies and not any(t.accesses[c] for t in traces for c in copies) else ""
         )
 
-    def _trace(self, module: Module, shape: Launch, at: int) -> Trace:
-        trace = Trace(at)
+    def _traced(self, module: Module, shape: Launch, **options: Any) -> tuple[bytes, simt.Report, Trace]:
+        trace = Trace()
         with mock.patch.object(launch, "decode", trace.decode):
-            self.run(module, shape, sanitize=False)
-        return trace
+            after, report = self.run(module, shape, **options)
+        return bits(after), report, trace
 
 
 def position(body: Sequence[Instruction | str], at: int) -> int:

@@ -58,7 +58,7 @@ def _quantized(name: str, zero_point: bool, activation: str, tile: int) -> Calla
                 abs(reals(F16, *scales.shape)),
                 zeros,
                 bias,
-                unwritten(F16, m, n),
+                unwritten(dtype(activation), m, n),
                 m,
                 n,
                 k,
@@ -77,7 +77,7 @@ def _rows(kernel: str) -> Callable[[str], list[Shaped]]:
 
     def make(arch: str) -> list[Shaped]:
         found: list[Shaped] = []
-        for m, n in ((4, 1174), (1, 385), (1, 640), (1, 128), (1, 1)):
+        for m, n in ((1, 385), (1, 640), (1, 128), (1, 1), (4, 1174)):
             x, y = reals(F32, m, n, scale=9.0), unwritten(F32, m, n)
             # The maximum rises from tile to tile, in another warp each time; the last tile may have one element.
             peaks = np.minimum(np.arange(0, n, 128) + 37 * np.arange(-(-n // 128)) % 128, n - 1)

@@ -10,6 +10,7 @@ import pytest
 from tests.simt.build import kernel
 from tests.simt.mutants import Launch, Subject, mutants
 from tests.simt.subjects import ARCHES, listed, subject
+from tests.simt.sweep import outcomes
 from tilus.simt.parser import parse
 
 SAMPLE = {"matmul f16": 16, "quantized u4 with zero point": 6, "softmax": 10}
@@ -18,10 +19,11 @@ SAMPLE = {"matmul f16": 16, "quantized u4 with zero point": 6, "softmax": 10}
 @pytest.mark.parametrize(("number", "name"), list(enumerate(SAMPLE)))
 def test_a_sample_of_mutants_dies(number: int, name: str) -> None:
     one = subject(name, ARCHES[number % 2])
-    for mutant in random.Random(name).sample(one.mutants(), SAMPLE[name]):
+    sample = random.Random(name).sample(one.mutants(), SAMPLE[name])
+    for mutant, outcome in zip(sample, outcomes(one, sample), strict=True):
         known = listed(name, mutant.kind, mutant.text)
         hint = f"nothing notices `{mutant.text}`: add a shape or data to `subjects.py`, or list the reason there"
-        assert one.killer(mutant) or one.equivalence(mutant) or known, hint
+        assert any(outcome) or known, hint
 
 
 def test_there_are_mutants_of_every_kind() -> None:
@@ -94,3 +96,9 @@ def test_a_mask_of_bits_that_are_zero_excuses() -> None:
 def test_what_only_orders_is_never_excused_by_a_trace(small: Subject) -> None:
     (barrier,) = [m for m in small.mutants() if m.kind == "drop" and "bar.sync" in m.text]
     assert small.equivalence(barrier) == ""
+
+
+def test_a_sweep_finds_what_single_runs_find(small: Subject) -> None:
+    mutants = small.mutants()
+    singly = [(killer, "" if killer else small.equivalence(m)) for m in mutants for killer in [small.killer(m)]]
+    assert outcomes(small, mutants) == singly

@@ -1,10 +1,11 @@
-"""Traces of a kernel: what one instruction computes, and which memory all others access, with what."""
+"""Traces of a kernel: what every instruction computes, and which memory it accesses, with what."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -24,43 +25,37 @@ class Trace:
 
     Attributes
     ----------
-    code : int
-        Position of the one instruction; -1 for none.
-    executed : bool
-        Whether it was.
+    results : dict
+        Digests of the registers that an instruction wrote, after each time that it ran, by its position.
     accesses : Counter
         How often threads accessed memory, by position of the instruction.
-    events : Counter
-        Accesses by others than the one: opcode, threads, addresses, and what is stored there.
+    events : dict
+        Accesses by position: opcode, threads, addresses, and what is stored there.
     """
 
-    def __init__(self, code: int) -> None:
-        self.code = code
-        self.executed = False
+    def __init__(self) -> None:
+        self.results: dict[int, hashlib.blake2b] = defaultdict(hashlib.blake2b)
         self.accesses: Counter[int] = Counter()
-        self.events: Counter[int] = Counter()
-        self._results = hashlib.blake2b()
+        self.events: dict[int, Counter[int]] = defaultdict(Counter)
 
-    @property
-    def results(self) -> str:
-        """Digest of the registers after each execution of the one."""
-        return self._results.hexdigest()
+    def of_others(self, code: int) -> Counter[int]:
+        """Return the accesses by all instructions but one."""
+        return Counter(event for at, events in self.events.items() if at != code for event in events.elements())
 
     def decode(self, machine: Machine, code: int) -> tuple[Step, Context]:
         """Decode an instruction to a step that leaves its trace."""
         step, context = decode(machine, code)
-        if code == self.code:
-            step = self._watched(step, context)
+        step = self._watched(step, context)
         return (self._noted(step, context) if starts(context.instruction, MEMORY) else step), context
 
     def _watched(self, step: Step, context: Context) -> Step:
         rows = [context.machine.rows[name] for name in sorted(context.writes)]
 
         def watched(group: Group) -> None:
-            self.executed = True
             step(group)
+            results = self.results[context.code]
             for row in rows:
-                self._results.update(row[group].tobytes())
+                results.update(row[group].tobytes())
 
         return watched
 
@@ -71,9 +66,10 @@ class Trace:
         read = [part for x in code.operands for part in _parts(x) if part[0] in context.reads]
 
         def note(threads: np.ndarray, parts: Sequence[tuple[str, int]]) -> None:
-            if len(threads) and context.code != self.code:
+            if len(threads):
                 what = [machine.rows[name][threads].tobytes() for name, _ in parts]
-                self.events[hash((code.opcode, threads.tobytes(), *what, *(offset for _, offset in parts)))] += 1
+                event = hash((code.opcode, threads.tobytes(), *what, *(offset for _, offset in parts)))
+                self.events[context.code][event] += 1
 
         def noted(group: Group) -> None:
             threads = machine.numbers[group]
@@ -99,3 +95,61 @@ def _parts(operand: Operand) -> list[tuple[str, int]]:
         case Vector(items=items):
             return [part for x in items for part in _parts(x)]
     return []
+
+
+# --- what two traces say of a mutant --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What the traces of a kernel and of a mutant, at one shape, say of the changed instruction.
+
+    Attributes
+    ----------
+    executed : bool
+        The kernel runs it.
+    accessed : bool
+        It accesses memory in one of them.
+    lost, more : bool
+        Other instructions of the mutant leave out accesses of the kernel, or do what the kernel does not.
+    same : bool
+        It computes the same each time.
+    """
+
+    executed: bool = True
+    accessed: bool = False
+    lost: bool = False
+    more: bool = False
+    same: bool = True
+
+
+def compare(kernel: Trace, mutant: Trace, code: int) -> Evidence:
+    """Return what two traces say of the instruction at a position."""
+    mine, other = kernel.of_others(code), mutant.of_others(code)
+    digests = [t.results[code].hexdigest() if code in t.results else "" for t in (kernel, mutant)]
+    accessed = kernel.accesses[code] > 0 or mutant.accesses[code] > 0
+    return Evidence(bool(digests[0]), accessed, bool(mine - other), bool(other - mine), digests[0] == digests[1])
+
+
+def excuse(kind: str, root: str, found: Iterable[Evidence]) -> str:
+    """Return why a mutant that lives computes the same, as far as evidence from all shapes shows, or nothing.
+
+    Parameters
+    ----------
+    kind, root : str
+        Kind of the change, and opcode of what was changed, without modifiers.
+    found : iterable of Evidence
+    """
+    all_ = list(found)
+    if not any(x.executed for x in all_):
+        return ""
+    if kind == "offset" and not any(x.accessed for x in all_):
+        return "accesses nothing"
+    if any(x.lost for x in all_):
+        return ""
+    if any(x.more for x in all_):
+        return "does what the other does, and more to no end"
+    same = kind != "drop" and all(x.same for x in all_)
+    if kind == "offset":
+        return "reads an equal value elsewhere" if same and root in ("ld", "ldmatrix") else ""
+    return "computes the same wherever it runs" if same else "no access sees the difference"
