@@ -17,11 +17,11 @@ ROOT = Path(__file__).parent.parent
 MAX_FILE_LINES = 600
 MAX_FUNCTION_LINES = 60
 
-# The arrows: errors <- dtypes <- layouts <- casts <- ir <- {lang, passes, vm, codegen} <- runtime <- {kernels, formats} <- cli
+# The arrows: errors <- dtypes <- layouts <- casts <- ir <- {lang, passes, vm, codegen} <- runtime <- {kernels, formats} <- bench <- cli
 _IR = {"errors", "dtypes", "layouts", "casts", "ir"}
 _RUNTIME = _IR | {"lang", "passes", "vm", "codegen", "simt"}
 _LIBRARY = _RUNTIME | {"runtime"}
-_FACE = _LIBRARY | {"kernels", "formats", "cli", "demo", "tilus"}
+_FACE = _LIBRARY | {"kernels", "formats", "bench", "cli", "demo", "tilus"}
 
 MAY_IMPORT = {
     "errors": set(),
@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "runtime": _RUNTIME,
     "kernels": _LIBRARY,
     "formats": _LIBRARY,
+    "bench": _LIBRARY | {"kernels"},
     "cli": _FACE,
     "demo": _FACE,
     "tilus": _FACE,  # tilus/__init__.py

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
+from typing import Any
 
 from tilus.dtypes import DataType
 from tilus.errors import CompileError
@@ -32,7 +34,7 @@ class MatmulCost:
 
     compiled: CompiledKernel
     form: WeightFormat
-    slices: int  # tiles that a trip takes
+    constants: Mapping[str, Any]
 
     @property
     def registers(self) -> int:
@@ -49,6 +51,26 @@ class MatmulCost:
         """Shared memory of a block."""
         return self.compiled.resources.shared_bytes
 
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return self.form.pack.fragment.num_threads
+
+    @property
+    def blocks_per_sm(self) -> int:
+        """Blocks that a multiprocessor holds at a time."""
+        return self.compiled.resources.occupancy(self.threads)
+
+    @property
+    def occupancy(self) -> float:
+        """Share of a multiprocessor's warps that its blocks fill."""
+        return self.compiled.resources.occupied(self.threads)
+
+    @property
+    def bytes_in_flight(self) -> int:
+        """Bytes of weights on their way to a multiprocessor while its blocks compute: all stages but the one in use."""
+        return bytes_in_flight(self.form, self.constants) * self.blocks_per_sm
+
     @cached_property
     def loop(self) -> HotLoop:
         """One trip of the loop over K."""
@@ -58,7 +80,8 @@ class MatmulCost:
     def weights_per_trip(self) -> int:
         """Weights that a thread consumes in one trip of the machine code's loop: ptxas may have unrolled it."""
         pack = self.form.pack
-        per_tile = prod(pack.tile) // pack.fragment.num_threads * self.slices
+        slices: int = self.constants.get("SLICES", 1)
+        per_tile = prod(pack.tile) // pack.fragment.num_threads * slices
         expected = tensor_instructions(self.compiled.ir)
         found = self.loop.mix["mma"]
         if not expected or not found:
@@ -95,7 +118,19 @@ def matmul_cost(form: WeightFormat, activation: DataType, scale: DataType, *, bm
     """
     form = replace(form, pack=native_pack(form.dtype, "cuda", activation))
     program, values = matmul_program(form, activation, scale, bm, bias=True)
-    return MatmulCost(program.compile(target=target, multiples=PROMISES, **values), form, values.get("SLICES", 1))
+    return MatmulCost(program.compile(target=target, multiples=PROMISES, **values), form, values)
+
+
+def stage_bytes(form: WeightFormat, constants: Mapping[str, Any]) -> int:
+    """Return the bytes of weights that a block takes in a trip of its loop."""
+    slices: int = constants.get("SLICES", 1)
+    return slices * 4 * prod(form.pack.words.shape)
+
+
+def bytes_in_flight(form: WeightFormat, constants: Mapping[str, Any]) -> int:
+    """Return the bytes of weights that a block has asked for and not yet seen, in the middle of its loop."""
+    stages: int = constants["STAGES"]
+    return (stages - 1) * stage_bytes(form, constants)
 
 
 def _loop_lines(program: Program) -> list[InstStmt]:

@@ -63,19 +63,26 @@ class CompiledKernel:
         return lower(self.program, self.target.code, hook=_dump_hook(self.program, self.target.code))
 
     @cached_property
+    def cache_key(self) -> str:
+        """What names its files in the disk cache, and everything else that follows from them."""
+        return cache.cache_key(
+            ir=to_text(self.program),
+            target=repr(self.target.code),
+            versions=BACKENDS[self.target.kind].version(),
+            compiler=cache.fingerprint(),
+        )
+
+    @cached_property
     def files(self) -> Files:
         """The artefacts by file name, from the disk cache when it has them."""
         backend = BACKENDS.get(self.target.kind)
         if backend is None:
             return {}
         target = self.target.code
-        key = cache.cache_key(
-            ir=to_text(self.program), target=repr(target), versions=backend.version(), compiler=cache.fingerprint()
-        )
-        found = None if knobs.always_compile else cache.get(key, backend.names)
+        found = None if knobs.always_compile else cache.get(self.cache_key, backend.names)
         if found is None:
             found = backend.build(self.ir, target)
-            cache.put(key, found)
+            cache.put(self.cache_key, found)
         elif knobs.dump_dir:
             _ = self.ir  # lowered again, for the dump alone
         _dump_files(self.program, target, found)

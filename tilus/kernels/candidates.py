@@ -1,0 +1,130 @@
+"""What to multiply, and the configurations of the programs that can: one function makes them all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from tilus.dtypes import DataType
+from tilus.ir.target import target as find_target
+from tilus.kernels.configure import matmul_program, rows_per_block
+from tilus.kernels.configure_gpu import gpu_batch_tiles
+from tilus.kernels.cost import stage_bytes
+from tilus.runtime.kernel import BoundKernel, Kernel
+from tilus.runtime.weights.weight import WeightFormat
+
+MOST_ROWS = 4096  # larger batches are configured as this one
+DEEPEST = 8  # stages
+BLOCK_MARGIN = 18 * 1024  # bytes of shared memory that sums may take besides the stages
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A product with a packed weight: everything a configuration may depend on.
+
+    Attributes
+    ----------
+    form : WeightFormat
+        In an order that GPUs read.
+    activation, scale : DataType
+    bias : bool
+    m, n, k : int
+        `m` as `bucket` gives it where the problem is a key.
+    """
+
+    form: WeightFormat
+    activation: DataType
+    scale: DataType
+    bias: bool
+    m: int
+    n: int
+    k: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether every tile along K has all its groups."""
+        return self.k % self.form.pack.tile[1] == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """A program and its compile-time constants."""
+
+    program: Kernel
+    constants: tuple[tuple[str, Any], ...]
+
+    def __getitem__(self, name: str) -> Any:
+        return dict(self.constants)[name]
+
+    def get(self, name: str, default: int) -> int:
+        """Return a constant that not every program has."""
+        value: int = dict(self.constants).get(name, default)
+        return value
+
+    def replace(self, **constants: Any) -> Configuration:
+        """Return the configuration with other values of some constants."""
+        return Configuration(self.program, tuple((dict(self.constants) | constants).items()))
+
+    @property
+    def kernel(self) -> BoundKernel:
+        """The program with its constants fixed."""
+        return self.program.bind(**dict(self.constants))
+
+    @property
+    def label(self) -> str:
+        """What tells it from the others."""
+        return ", ".join(f"{name} {self.get(name, 1)}" for name in ("BM", "SLICES", "STAGES"))
+
+
+def bucket(m: int, form: WeightFormat, activation: DataType) -> int:
+    """Return the batch that stands for a batch of `m`: the batch tile, a power of two beyond the largest tile.
+
+    Kernels take any M; only the choice among them goes by the bucket.
+    """
+    tiles = gpu_batch_tiles(form.dtype, activation)
+    return next((size for size in tiles if m <= size), min(1 << (m - 1).bit_length(), MOST_ROWS))
+
+
+def default_configuration(problem: Problem, bm: int | None = None) -> Configuration:
+    """Return what is taken where nothing is known about the device."""
+    tile = bm or rows_per_block(problem.m, "cuda", problem.form.dtype, problem.activation)
+    program, constants = matmul_program(
+        problem.form, problem.activation, problem.scale, tile, problem.bias, whole=problem.whole
+    )
+    return Configuration(program, tuple(constants.items()))
+
+
+@cache
+def configurations(problem: Problem, target: str) -> tuple[Configuration, ...]:
+    """Return every configuration that a target's shared memory holds, the default one first.
+
+    They differ in the batch tile, in how many tiles along K the warps share out, and in the stages in shared memory.
+    """
+    first = default_configuration(problem)
+    others = (c for bm in _batch_tiles(problem, first["BM"]) for c in _variants(problem, bm, target))
+    return tuple(dict.fromkeys((first, *others)))
+
+
+def _batch_tiles(problem: Problem, largest: int) -> list[int]:
+    tiles = gpu_batch_tiles(problem.form.dtype, problem.activation)
+    return [size for size in tiles if size <= largest] or [largest]
+
+
+def _variants(problem: Problem, bm: int, target: str) -> Iterator[Configuration]:
+    first = default_configuration(problem, bm)
+    most, pack = first.get("SLICES", 1), problem.form.pack
+    tables = 4 * 32 << 2 * pack.dtype.nbits if pack.dtype.is_codebook else 0
+    room = find_target(target).max_shared_bytes - BLOCK_MARGIN - tables
+    for slices in (s for s in (1, 2, 4) if most % s == 0):  # more than the default would need whole groups
+        shared = first.replace(SLICES=slices) if "SLICES" in dict(first.constants) else first
+        for stages in range(2, min(room // stage_size(problem, shared), DEEPEST) + 1):
+            yield shared.replace(STAGES=stages)
+
+
+def stage_size(problem: Problem, configuration: Configuration) -> int:
+    """Return the bytes of shared memory that a trip's weights and activations take."""
+    columns = configuration.get("SLICES", 1) * problem.form.pack.tile[1]
+    activations: int = configuration["BM"] * columns * problem.activation.nbits // 8
+    return stage_bytes(problem.form, dict(configuration.constants)) + activations

@@ -1,0 +1,134 @@
+"""What the machine code of a configuration says about its speed, kept on disk beside the kernel."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cache
+
+from tilus.errors import FormatError
+from tilus.kernels.candidates import Configuration
+from tilus.kernels.cost import PROMISES, MatmulCost
+from tilus.runtime import cache as disk
+from tilus.runtime.compiled import CompiledKernel
+from tilus.runtime.sass import Instruction, parse_sass
+from tilus.runtime.warp_time import warp_cycles
+from tilus.runtime.weights.weight import WeightFormat
+
+_FILE = "facts.json"
+_SHAPE = re.compile(r"(16)(8)(8|16|32)")
+_BANKS_BYTES = 128  # that shared memory moves in a cycle
+_TO_SHARED = {"lds", "sts"}
+
+
+@dataclass(frozen=True, slots=True)
+class CodeFacts:
+    """One kernel's loop over K, per trip and warp, and what a multiprocessor holds of it.
+
+    Attributes
+    ----------
+    weights : int
+        Weights that a thread consumes.
+    instructions, alu, half : int
+        All, those on the narrow pipe of logic and integers, and those on halves.
+    wavefronts : int
+        Passes through the banks of shared memory, copies from global memory included.
+    flops : int
+        Of the tensor cores, padding and correction sums included.
+    cycles : int
+        Of a warp alone: see `tilus.runtime.warp_time`.
+    edge_cycles : int
+        The same for the code before and behind the loop, once.
+    registers, spills, shared_bytes, blocks_per_sm : int
+        See `Resources`.
+    """
+
+    weights: int
+    instructions: int
+    alu: int
+    half: int
+    wavefronts: int
+    flops: int
+    cycles: int
+    edge_cycles: int
+    registers: int
+    spills: int
+    shared_bytes: int
+    blocks_per_sm: int
+
+    @property
+    def instructions_per_weight(self) -> float:
+        """Instructions that a thread issues for each weight."""
+        return self.instructions / self.weights
+
+
+@cache
+def code_facts(configuration: Configuration, form: WeightFormat, target: str) -> CodeFacts:
+    """Compile a configuration, unless its facts are on disk, and read them."""
+    compiled = configuration.kernel.compile((), target, PROMISES)
+    key = disk.cache_key(kernel=compiled.cache_key, what=_FILE)
+    kept = disk.get(key, [_FILE])
+    if kept is not None:
+        return CodeFacts(**json.loads(kept[_FILE]))
+    found = _read(compiled, form, configuration)
+    disk.put(key, {_FILE: json.dumps(asdict(found)).encode()})
+    return found
+
+
+def _read(compiled: CompiledKernel, form: WeightFormat, configuration: Configuration) -> CodeFacts:
+    cost = MatmulCost(compiled, form, dict(configuration.constants))
+    loop, name = cost.loop, cost.loop.function
+    if not loop.is_loop:
+        raise FormatError(f"kernel {name!r} has no loop over K")
+    [function] = [f for f in parse_sass(compiled.sass) if f.name == name]
+    places = [i.address for i in loop.instructions]
+    edges = [i for i in function.instructions if not min(places) <= i.address <= max(places)]
+    return CodeFacts(
+        weights=cost.weights_per_trip,
+        instructions=len(loop.instructions),
+        alu=loop.pipes.get("alu", 0),
+        half=loop.mix["half2"],
+        wavefronts=sum(map(_wavefronts, loop.instructions)),
+        flops=sum(map(_flops, loop.instructions)),
+        cycles=warp_cycles(loop.instructions, compiled.cubin, name),
+        edge_cycles=warp_cycles(_executed(edges), compiled.cubin, name),
+        registers=cost.registers,
+        spills=cost.spills,
+        shared_bytes=cost.shared_bytes,
+        blocks_per_sm=cost.blocks_per_sm,
+    )
+
+
+def _executed(instructions: Iterable[Instruction]) -> list[Instruction]:
+    """Leave out what pads the code, and the endless loop behind its end."""
+    found = []
+    for instruction in instructions:
+        if instruction.klass.kind != "nop":
+            found.append(instruction)
+        if instruction.opcode == "EXIT" and not instruction.predicate:
+            break
+    return found
+
+
+def _wavefronts(instruction: Instruction) -> int:
+    """Return the passes of an access to shared memory without bank conflicts."""
+    if instruction.klass.kind not in _TO_SHARED and instruction.opcode != "LDGSTS":
+        return 0
+    modifiers = instruction.modifiers
+    if instruction.opcode in ("LDSM", "STSM"):  # matrices of 8 rows of 16 bytes
+        return next((int(text) for text in modifiers if text in ("2", "4")), 1)
+    bits = next((int(text) for text in modifiers if text in ("64", "128")), 32)
+    return 32 * bits // 8 // _BANKS_BYTES
+
+
+def _flops(instruction: Instruction) -> int:
+    """Return the operations of a tensor-core instruction."""
+    if instruction.klass.kind != "mma":
+        return 0
+    shape = next((found for text in instruction.modifiers if (found := _SHAPE.fullmatch(text))), None)
+    if shape is None:
+        raise FormatError(f"the shape of {instruction} is not known")
+    m, n, k = map(int, shape.groups())
+    return 2 * m * n * k
