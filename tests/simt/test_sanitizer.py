@@ -233,11 +233,31 @@ def test_a_deadlock_names_who_waits_where():
     assert finding.line == line_of(text, "bar.sync 1")
 
 
-def test_a_loop_without_end():
-    text = kernel("LOOP: ld.volatile.global.u32 %r1, [%rd50]; setp.eq.u32 %p1, %r1, 0;\n@%p1 bra LOOP;", ["u64"])
-    report = simt.run(text, "kernel", [np.zeros(1, np.uint32)], 1, 32, max_pieces=500)
+SPIN = "LOOP: ld.volatile.global.u32 %r1, [%rd50]; setp.eq.u32 %p1, %r1, 0;\n@%p1 bra LOOP;"
+COUNT = "mov.u32 %r1, 0; LOOP: {} add.u32 %r1, %r1, 1; and.b32 %r1, %r1, 511; setp.ne.u32 %p1, %r1, {};\n@%p1 bra LOOP;"
+OTHERS_WAIT = "setp.ge.u32 %p2, %r0, 32; @%p2 bra WAIT; " + SPIN + " WAIT: bar.sync 0;"
+STORE = "setp.eq.u32 %p3, %r0, 0; @%p3 st.global.u32 [%rd50], %r1;"
+
+
+@pytest.mark.parametrize("body", [SPIN, OTHERS_WAIT, COUNT.format("bar.sync 0;", 512), COUNT.format(STORE, 512)])
+def test_a_loop_that_repeats_itself_is_reported_soon(body):
+    report = run(body, [np.zeros(1, np.uint32)], block=64, max_pieces=10_000)
     assert kinds(report) == {"deadlock"}
-    assert report.findings[0].line == line_of(text, "bra LOOP")
+    assert "nothing is other than" in report.findings[0].message
+    assert report.findings[0].line == line_of(kernel(body, ["u64"]), "bra LOOP")
+    assert report.pieces <= 3 << 10
+
+
+@pytest.mark.parametrize("each", ["bar.sync 0;", STORE, "cp.async.wait_all;"])
+def test_a_loop_that_goes_on_is_not(each):
+    body = COUNT.format(each, 500)
+    assert run(body, [np.zeros(1, np.uint32)]).ok
+
+
+def test_a_loop_that_counts_has_a_limit():
+    body = "LOOP: add.u32 %r1, %r1, 2; setp.ne.u32 %p1, %r1, 7;\n@%p1 bra LOOP;"
+    report = run("mov.u32 %r1, 0;" + body, max_pieces=500)
+    assert "no end after 500 pieces" in report.findings[0].message
 
 
 def test_exited_threads_are_not_waited_for():

@@ -21,6 +21,7 @@ from tilus.errors import VMError
 from tilus.simt.formats import Array
 from tilus.simt.memory import GlobalMemory, Memory, SharedMemory
 from tilus.simt.program import Program
+from tilus.simt.repetition import Repetition
 from tilus.simt.report import Finding, Index3, Report, Spot
 from tilus.simt.shadow import Clocks, Conflict, Shadow, epoch_code, epoch_thread, is_pending
 from tilus.simt.syntax import Instruction, Register
@@ -200,15 +201,21 @@ class Machine:
 
     def run(self) -> None:
         """Run until every thread has ended, or none can go on."""
-        tick = 0
+        tick, repetition = 0, Repetition(self, _TURN)
         while not self.enough():
             low = int(self.pc.min())
             if low < PARKED:
                 if tick >= self.options.max_pieces // (1 if self.report.ok else _PATIENCE):
-                    self.endless(tick)
+                    self.endless(f"no end after {tick} pieces of code: a loop on what never comes?")
                     return
-                self.run_piece(*self.next_group(low, tick))
+                number, group = self.next_group(low, tick)
+                self.run_piece(number, group)
                 tick += 1
+                if since := repetition.after(number, tick):
+                    self.endless(
+                        f"no end: nothing is other than {since} pieces of code ago: a loop on what never comes?"
+                    )
+                    return
             elif not any(land() for land in self.idle):
                 if (self.pc == PARKED).any():
                     self.deadlock()
@@ -219,10 +226,9 @@ class Machine:
         most = self.options.max_findings
         return most is not None and len(self.report.findings) >= most
 
-    def endless(self, tick: int) -> None:
+    def endless(self, text: str) -> None:
         """Report that threads still run."""
         going = self.numbers[self.pc < PARKED]
-        text = f"no end after {tick} pieces of code: a loop on what never comes?"
         self.find("deadlock", text, self.before(int(self.pc[going[0]]) + 1), going)
 
     def next_group(self, low: int, tick: int) -> tuple[int, Group]:
