@@ -151,7 +151,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
             get_current_stream=lambda device: SimpleNamespace(ptr=70 + device),
         )
     )
-    monkeypatch.setattr(launch_cuda, "_cupy", lambda: cupy)
+    monkeypatch.setattr(launch_cuda, "load_cupy", lambda: cupy)
     monkeypatch.setattr(driver, "launchKernel", made.launchKernel)
     monkeypatch.setattr(driver, "funcSetAttribute", made.funcSetAttribute)
     monkeypatch.delitem(launch_cuda.sys.modules, "torch", raising=False)
@@ -225,7 +225,7 @@ def test_a_refused_launch_says_what_was_asked(recorder: Recorder, monkeypatch: p
 
 @pytest.fixture
 def unprobed() -> None:
-    launch_cuda._cupy.cache_clear()
+    launch_cuda.load_cupy.cache_clear()
     device_target.cache_clear()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from tilus.dtypes import DataType
@@ -15,7 +15,7 @@ from tilus.kernels.cost import stage_bytes
 from tilus.runtime.kernel import BoundKernel, Kernel
 from tilus.runtime.weights.weight import WeightFormat
 
-MOST_ROWS = 4096  # larger batches are configured as this one
+LARGEST_BUCKET = 4096  # what larger batches are configured as
 DEEPEST = 8  # stages
 BLOCK_MARGIN = 18 * 1024  # bytes of shared memory that sums may take besides the stages
 
@@ -78,13 +78,14 @@ class Configuration:
         return ", ".join(f"{name} {self.get(name, 1)}" for name in ("BM", "SLICES", "STAGES"))
 
 
+@lru_cache(maxsize=4096)
 def bucket(m: int, form: WeightFormat, activation: DataType) -> int:
     """Return the batch that stands for a batch of `m`: the batch tile, a power of two beyond the largest tile.
 
     Kernels take any M; only the choice among them goes by the bucket.
     """
     tiles = gpu_batch_tiles(form.dtype, activation)
-    return next((size for size in tiles if m <= size), min(1 << (m - 1).bit_length(), MOST_ROWS))
+    return next((size for size in tiles if m <= size), min(1 << (m - 1).bit_length(), LARGEST_BUCKET))
 
 
 def default_configuration(problem: Problem, bm: int | None = None) -> Configuration:

@@ -12,10 +12,15 @@ import numpy as np
 
 from tilus.dtypes import DataType
 from tilus.errors import LaunchError
+from tilus.kernels.candidates import Problem, bucket
 from tilus.kernels.configure import matmul_program, rows_per_block
 from tilus.kernels.configure_cpu import CPU_BATCH_TILES
+from tilus.kernels.tuning import Timer, choose
 from tilus.runtime.arguments import element_type, is_torch
+from tilus.runtime.cuda_timer import event_seconds
 from tilus.runtime.kernel import BoundKernel
+from tilus.runtime.knobs import knobs
+from tilus.runtime.launch_cuda import device_name
 from tilus.runtime.targets import Device, code_device
 from tilus.runtime.weights.packing import native_packs
 from tilus.runtime.weights.trits import TritPack
@@ -92,15 +97,47 @@ def prepare(
     """Return the kernel for x [M, K] and y [M, N], none of them empty, and what to call it with."""
     (m, n), k = y.shape, x.shape[1]
     any_scale = form if form.tensor_scale == 1.0 else replace(form, tensor_scale=2.0)  # one kernel for all
-    batch = min(m, CPU_BATCH_TILES[-1])
-    whole = k % form.pack.tile[1] == 0
-    kernel = _kernel(any_scale, device_kind(x), x.dtype, scales.dtype, batch, bias is not None, whole)
     # In place of what is not there stands any array: it is not read.
     zeros, added = words if zero_points is None else zero_points, y if bias is None else bias
     sizes = m, n, k, form.groups(k)
+    args: tuple[Any, ...] = (x, words, scales, zeros, added, y, *sizes, form.tensor_scale)
     if isinstance(form.pack, TritPack):
-        return kernel, (x, words, scales, added, y, *sizes)
-    return kernel, (x, words, scales, zeros, added, y, *sizes, form.tensor_scale)
+        args = (x, words, scales, added, y, *sizes)
+    gpu = _gpu(x)
+    if gpu is None:
+        batch, whole = min(m, CPU_BATCH_TILES[-1]), k % form.pack.tile[1] == 0
+        return _kernel(any_scale, device_kind(x), x.dtype, scales.dtype, batch, bias is not None, whole), args
+    x_type, scale_type = _types(form, x.dtype, scales.dtype)
+    problem = Problem(any_scale, x_type, scale_type, bias is not None, bucket(m, form, x_type), n, k)
+    return _chosen(problem, gpu, lambda c: event_seconds(lambda: c.kernel(*args), x.device.index)), args
+
+
+def _gpu(x: Any) -> str | None:
+    """Return what the driver calls the GPU where an array lives; None on the CPU, and where a target is forced."""
+    if not is_torch(x) or x.device.type != "cuda" or knobs.target:
+        return None
+    return device_name(str(x.device))
+
+
+_CHOSEN: dict[tuple[Problem, str, bool], BoundKernel] = {}
+
+
+def _chosen(problem: Problem, gpu: str, timer: Timer) -> BoundKernel:
+    """Return the kernel for a GPU: the model's choice, or the fastest where the knob `tune` says to measure."""
+    key = problem, gpu, knobs.tune
+    found = _CHOSEN.get(key)
+    if found is None:
+        _check_order(problem.form, "cuda")
+        found = _CHOSEN[key] = choose(problem, gpu, timer if knobs.tune else None).kernel
+    return found
+
+
+def _types(form: WeightFormat, activation: Any, scale: Any) -> tuple[DataType, DataType]:
+    """Return the types of activations and scales, from arrays that were checked."""
+    x_type, scale_type = element_type(activation), form.scale or element_type(scale)
+    assert x_type is not None, "check_operands ran"
+    assert scale_type is not None, "check_operands ran"
+    return x_type, scale_type
 
 
 @cache
@@ -108,18 +145,20 @@ def _kernel(
     form: WeightFormat, device: Device, activation: Any, scale: Any, m: int, bias: bool, whole: bool
 ) -> BoundKernel:
     """Return the kernel for a batch of `m`, where the largest tile stands for all that is more."""
-    x_type, scale_type = element_type(activation), form.scale or element_type(scale)
-    assert x_type is not None, "check_operands ran"
-    assert scale_type is not None, "check_operands ran"
+    x_type, scale_type = _types(form, activation, scale)
+    _check_order(form, device)
+    bm = rows_per_block(m, device, form.dtype, x_type)
+    program, constants = matmul_program(form, x_type, scale_type, bm, bias, whole=whole)
+    return program.bind(**constants)
+
+
+def _check_order(form: WeightFormat, device: Device) -> None:
     native = native_packs(form.dtype, device)
     if form.pack not in native:
         raise LaunchError(
             f"the words are packed as {form.pack}, this machine's kernels for {device} read {native[0]}",
             hint="QuantizedWeight.packed_for repacks them",
         )
-    bm = rows_per_block(m, device, form.dtype, x_type)
-    program, constants = matmul_program(form, x_type, scale_type, bm, bias, whole=whole)
-    return program.bind(**constants)
 
 
 def device_kind(x: Any) -> Device:

@@ -25,6 +25,7 @@ from pathlib import Path
 from tilus.runtime.knobs import knobs
 
 PACKAGE = Path(__file__).parent.parent
+CHOICES = "tuning"  # a folder beside the entries: which of several kernels is to run
 _MANIFEST = "manifest.json"
 _PENDING = "pending-"  # folders that are being written, or removed
 _STALE_SECONDS = 3600  # a writer that has not finished by then never will
@@ -142,7 +143,8 @@ def _publish(pending: Path, entry: Path) -> None:
 
 
 def clear() -> None:
-    """Remove all entries, and what crashed writers left behind."""
+    """Remove all entries, the choices made of them, and what crashed writers left behind."""
+    shutil.rmtree(knobs.cache_dir / CHOICES, ignore_errors=True)
     for entry in _entries():
         _discard(entry)
     for pending in knobs.cache_dir.glob(f"??/{_PENDING}*"):

@@ -11,6 +11,7 @@ variable                   knob                  meaning
 `TILUS_CACHE_SIZE`         `cache_size`          MiB that the cache may fill, 2048 by default: the oldest kernels go
 `TILUS_ALWAYS_COMPILE`     `always_compile`      compile even what the cache has
 `TILUS_DUMP_DIR`           `dump_dir`            write every stage of every compilation into this folder
+`TILUS_TUNE`               `tune`                time the best configurations of a product on the GPU, once
 `TILUS_PRINT_AUTOTUNING`   `print_autotuning`    print what the tuner tries and picks
 =========================  ====================  =========================================================
 """
@@ -104,6 +105,7 @@ _CACHE_DIR: Knob[Path] = Knob("TILUS_CACHE_DIR", _folder, user_cache_folder)
 _CACHE_SIZE: Knob[int] = Knob("TILUS_CACHE_SIZE", _size, lambda: 2048)
 _ALWAYS_COMPILE: Knob[bool] = Knob("TILUS_ALWAYS_COMPILE", _boolean, lambda: False)
 _DUMP_DIR: Knob[Path | None] = Knob("TILUS_DUMP_DIR", _optional_folder, lambda: None)
+_TUNE: Knob[bool] = Knob("TILUS_TUNE", _boolean, lambda: False)
 _PRINT_AUTOTUNING: Knob[bool] = Knob("TILUS_PRINT_AUTOTUNING", _boolean, lambda: False)
 
 KNOBS: dict[str, Knob[Any]] = {
@@ -112,6 +114,7 @@ KNOBS: dict[str, Knob[Any]] = {
     "cache_size": _CACHE_SIZE,
     "always_compile": _ALWAYS_COMPILE,
     "dump_dir": _DUMP_DIR,
+    "tune": _TUNE,
     "print_autotuning": _PRINT_AUTOTUNING,
 }
 
@@ -161,6 +164,11 @@ class Knobs:
     def dump_dir(self) -> Path | None:
         """Folder that gets every stage of every compilation."""
         return _read("dump_dir", _DUMP_DIR)
+
+    @property
+    def tune(self) -> bool:
+        """Whether `tilus.matmul` times configurations on a GPU where none was timed yet."""
+        return _read("tune", _TUNE)
 
     @property
     def print_autotuning(self) -> bool:

@@ -65,7 +65,8 @@ def _slot(index: int, value: Argument) -> bytes:
 
 
 @lru_cache(maxsize=1)
-def _cupy() -> Any:
+def load_cupy() -> Any:
+    """Return CuPy, or raise `LaunchError` where it is missing or finds no device."""
     try:
         import cupy
     except ImportError as error:
@@ -97,7 +98,15 @@ def device_target(device: str) -> Target:
         If there is no such device, or no target for it.
     """
     number = device_number(device)
-    return target_of_capability(int(_cupy().cuda.Device(number).compute_capability))
+    return target_of_capability(int(load_cupy().cuda.Device(number).compute_capability))
+
+
+@lru_cache(maxsize=64)
+def device_name(device: str) -> str:
+    """Return what the driver calls a device: `NVIDIA H100 80GB HBM3`."""
+    properties = load_cupy().cuda.runtime.getDeviceProperties(device_number(device))
+    name: bytes = properties["name"]
+    return name.decode()
 
 
 def target_of_capability(capability: int) -> Target:
@@ -126,7 +135,7 @@ def current_stream(device: int) -> int:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         return int(torch.cuda.current_stream(device).cuda_stream)
-    return int(_cupy().cuda.get_current_stream(device).ptr)
+    return int(load_cupy().cuda.get_current_stream(device).ptr)
 
 
 class CudaKernel:
@@ -185,7 +194,7 @@ class CudaKernel:
             If there is no device, if it does not run this machine code, or if the driver refuses the launch.
         """
         slots = pack_arguments(args)
-        here = _cupy().cuda.runtime.getDevice()
+        here = load_cupy().cuda.runtime.getDevice()
         number = here if device is None else device
         with _on(number, here):
             self._start(
@@ -218,7 +227,7 @@ class CudaKernel:
     def _load(self) -> Any:
         from cupy_backends.cuda.api import driver
 
-        module = _cupy().cuda.function.Module()
+        module = load_cupy().cuda.function.Module()
         try:
             module.load(self.cubin)
             function = module.get_function(self.name)
@@ -234,7 +243,7 @@ class CudaKernel:
 
 
 def _on(device: int, current: int) -> AbstractContextManager[Any]:
-    return nullcontext() if device == current else _cupy().cuda.Device(device)
+    return nullcontext() if device == current else load_cupy().cuda.Device(device)
 
 
 def _extents(sizes: Sequence[int]) -> tuple[int, int, int]:

@@ -1,0 +1,183 @@
+"""Which configuration multiplies: the model ranks, a timer on the device decides among the best, and disk remembers.
+
+A choice is kept as a readable file in `tuning/` of the cache's folder. Its name is a digest of everything that it
+depends on: the device, the versions of the tools, the compiler's own source, and the problem, with M rounded up to the
+batch tiles. So M is free to change: a bucket has one kernel, and buckets may share theirs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tilus.errors import CompileError, PassError, TilusError
+from tilus.kernels.candidates import Configuration, Problem, configurations, default_configuration
+from tilus.kernels.devices import Device, find_device
+from tilus.kernels.facts import CodeFacts, code_facts
+from tilus.kernels.model import Prediction, predict
+from tilus.runtime import cache as disk
+from tilus.runtime.knobs import knobs
+from tilus.runtime.nvrtc import toolchain_version
+
+COMPILED = 8  # candidates whose machine code is looked at
+TIMED = 4  # of which so many are timed
+TOLD_APART = 1.01  # predictions closer than that count as equal
+VARIED = ("BM", "SLICES", "STAGES")
+
+Timer = Callable[[Configuration], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A candidate, what its machine code says, and what that makes of it."""
+
+    configuration: Configuration
+    facts: CodeFacts
+    prediction: Prediction
+
+
+@cache
+def ranked(problem: Problem, device: Device) -> tuple[Ranked, ...]:
+    """Return the candidates that the model expects most of, the fastest first.
+
+    Those are compiled that would be fastest if code were free, and the default one. A candidate that spills registers
+    counts only where all do.
+    """
+    found = []
+    for configuration in promising(problem, device):
+        try:
+            facts = code_facts(configuration, problem.form, device.target)
+        except (CompileError, PassError):  # more registers or shared memory than there are
+            continue
+        found.append(Ranked(configuration, facts, predict(problem, configuration, facts, device)))
+    clean = [one for one in found if not one.facts.spills and one.facts.blocks_per_sm] or found
+    return tuple(sorted(clean, key=lambda one: one.prediction.total))
+
+
+def promising(problem: Problem, device: Device) -> list[Configuration]:
+    """Return the candidates to compile: of each tile the fewest stages that seem enough, and the most."""
+    kinds: dict[tuple[int, int], list[tuple[float, int, Configuration]]] = {}
+    for c in configurations(problem, device.target):
+        time = predict(problem, c, None, device).total
+        kinds.setdefault((c["BM"], c.get("SLICES", 1)), []).append((time, c["STAGES"], c))
+    best = []
+    for found in kinds.values():
+        least = min(time for time, _, _ in found)
+        enough = sorted((one for one in found if one[0] <= least * TOLD_APART), key=lambda one: one[1])
+        best += [enough[0], enough[-1]]
+    best.sort(key=lambda one: one[0])
+    return list(dict.fromkeys([default_configuration(problem), *(c for _, _, c in best[:COMPILED])]))
+
+
+def choose(problem: Problem, name: str, timer: Timer | None = None) -> Configuration:
+    """Return the configuration for a problem.
+
+    Parameters
+    ----------
+    problem : Problem
+        With M as `bucket` gives it.
+    name : str
+        What the driver calls the device. One that the model does not know takes the default, or what the timer says.
+    timer : callable, optional
+        Returns the seconds of a configuration: the best candidates are timed unless a timed choice is kept.
+    """
+    key = _key(problem, name)
+    kept = _load(key, problem, name)
+    if kept is not None and (kept.timed or timer is None):
+        return kept.configuration
+    try:
+        candidates = [one.configuration for one in ranked(problem, find_device(name))]
+    except TilusError:
+        candidates = []
+    candidates = candidates or [default_configuration(problem)]
+    times: dict[str, float] = {}
+    if timer is not None:
+        times = _timed(candidates[:TIMED], timer)
+        candidates.sort(key=lambda c: times.get(c.label, float("inf")))
+    _save(key, problem, name, candidates[0], times)
+    return candidates[0]
+
+
+def _timed(candidates: list[Configuration], timer: Timer) -> dict[str, float]:
+    times = {}
+    for candidate in candidates:
+        try:
+            times[candidate.label] = timer(candidate)
+        except TilusError:  # it asks for more than the device has
+            continue
+        if knobs.print_autotuning:
+            print(f"{candidate.label}: {times[candidate.label] * 1e6:.1f} us")
+    return times
+
+
+# --- on disk --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    configuration: Configuration
+    timed: bool
+
+
+def _key(problem: Problem, name: str) -> Path:
+    digest = disk.cache_key(
+        device=name, versions=toolchain_version(), compiler=disk.fingerprint(), problem=_text(problem)
+    )
+    return knobs.cache_dir / disk.CHOICES / f"{digest}.json"
+
+
+def _text(problem: Problem) -> str:
+    return f"{problem.form} | {problem.activation} | {problem.scale} | {problem.bias} | {_shape(problem)}"
+
+
+def _shape(problem: Problem) -> list[int]:
+    return [problem.m, problem.n, problem.k]
+
+
+def _load(path: Path, problem: Problem, name: str) -> _Kept | None:
+    if knobs.always_compile or not path.exists():
+        return None
+    try:
+        record: dict[str, Any] = json.loads(path.read_bytes())
+        wanted = {key: record["constants"][key] for key in VARIED}
+        found = next(c for c in _all(problem, name) if {key: c.get(key, 1) for key in VARIED} == wanted)
+        return _Kept(found, bool(record["microseconds"]))
+    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+        warnings.warn(
+            f"the kept choice of a configuration is ignored: {path} is damaged ({type(error).__name__}); "
+            "it will be made again",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return None
+
+
+def _all(problem: Problem, name: str) -> tuple[Configuration, ...]:
+    try:
+        return configurations(problem, find_device(name).target)
+    except TilusError:
+        return (default_configuration(problem),)
+
+
+def _save(path: Path, problem: Problem, name: str, chosen: Configuration, times: dict[str, float]) -> None:
+    record = {
+        "device": name,
+        "weight": str(problem.form.dtype),
+        "shape": _shape(problem),
+        "constants": {key: chosen.get(key, 1) for key in VARIED},
+        "microseconds": {label: seconds * 1e6 for label, seconds in times.items()},
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".new", delete=False) as file:
+            json.dump(record, file, indent=1)
+        os.replace(file.name, path)
+    except OSError as error:
+        warnings.warn(f"the choice of a configuration is not kept: {error}", RuntimeWarning, stacklevel=3)
