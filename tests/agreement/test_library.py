@@ -114,6 +114,15 @@ CASES = pairwise(
         and not (case.get("name") in ROUNDED and case.get("where") == "compiled")
     ),
 )
+# One case on a GPU for each type, few of them with activations of f32, whose parts make long programs: `tests/simt`
+# runs the PTX of these, the others are run after lowering.
+EACH_TYPE = [
+    min(
+        (c for c in CASES if c["name"] == name and c["where"].startswith("sm_")),
+        key=lambda c: c["activation"] != ("f16", "bf16", "f16", "f32")[i % 4],
+    )
+    for i, name in enumerate(EXACT + ROUNDED)
+]
 
 
 def quantized(case: dict[str, Any]) -> tuple[Program, list[Any]]:
@@ -149,7 +158,11 @@ def quantized(case: dict[str, Any]) -> tuple[Program, list[Any]]:
     ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(str(v) for v in c.values()).replace(", ", "x"))
+@pytest.mark.parametrize(
+    "case",
+    [case for case in CASES if case not in EACH_TYPE],
+    ids=lambda c: "-".join(str(v) for v in c.values()).replace(", ", "x"),
+)
 def test_quantized_matmul(case: dict[str, Any]) -> None:
     program, args = quantized(case)
     compare(program, args, where=case["where"])

@@ -4,19 +4,23 @@ No GPU is needed: NVRTC compiles in process. Each program is compiled as callers
 multiples of 16) and, for some, without any promise.
 """
 
+from itertools import product
+
 import pytest
 
-from tests.kernels.cases import TYPES, WEIGHTS
+from tests.kernels.cases import WEIGHTS
 from tests.kernels.pairwise import pairwise
+from tests.kernels.resources import check_resources
+from tests.kernels.test_budget import ROWS
 from tilus.dtypes import dtype
 from tilus.ir.target import CUDA_TARGETS
-from tilus.ir.target import target as find_target
 from tilus.kernels.configure import matmul_program, rows_per_block
 from tilus.kernels.programs import layer_norm, matmul, softmax, vector_add
 from tilus.runtime.weights import WeightFormat, native_pack
 
 PROMISES = {"n": 16, "k": 16}
 ARCHES = ("sm_80", "sm_90a")
+OTHERS = [weight for weight in WEIGHTS if weight not in {(name, zero == "tensor") for name, zero, *_ in ROWS}]
 
 
 def compiled(name, zero_point, arch, *, activation="f16", m=8, group=128, bias=True, promises=PROMISES):
@@ -28,32 +32,25 @@ def compiled(name, zero_point, arch, *, activation="f16", m=8, group=128, bias=T
     return program.compile(target=arch, multiples=promises, **values)
 
 
-def check_resources(kernel):
-    found = kernel.resources
-    assert found.spills == 0
-    assert found.stack == 0
-    assert found.registers <= 255
-    assert found.shared_bytes <= find_target(kernel.target.name).max_shared_bytes
-    assert found.arch == kernel.target.capability
-    assert kernel.ptx.startswith("//")
-
-
 @pytest.mark.parametrize("arch", ARCHES)
-@pytest.mark.parametrize(("name", "zero_point"), WEIGHTS)
-def test_every_weight_type(name, zero_point, arch):
+@pytest.mark.parametrize(("name", "zero_point"), OTHERS)
+def test_weights_without_a_budget(name, zero_point, arch):
+    """`test_budget` compiles the other weights."""
     check_resources(compiled(name, zero_point, arch))
 
 
 SELECTION = pairwise(
     {
-        "name": ("u1", "u2", "u3", "u4", "i5", "u6", "u7", "i8", "f4e2m1", "f6e3m2", "f8e4m3", "f8e6m1", "nf4", "t2"),
+        "name": ("u3", "u4", "i8", "f4e2m1", "f8e6m1", "nf4", "t2"),
         "arch": CUDA_TARGETS,
         "activation": ("f16", "bf16", "f32"),
         "m": (1, 16, 32, 64),
         "group": (32, 64, 128, -1),
         "bias": (False, True),
         "promises": ({}, PROMISES),
-    }
+    },
+    # Activations of f32 are sums of parts: large batches of them take NVRTC up to twenty seconds, but for a few types.
+    lambda case: case.get("activation") != "f32" or case.get("m", 1) < 32 or case.get("name", "t2") in ("t2", "nf4"),
 )
 
 
@@ -78,8 +75,9 @@ def test_tensor_cores_do_the_products(name, arch):
     assert "STL" not in kernel.sass
 
 
-@pytest.mark.parametrize("arch", CUDA_TARGETS)
-@pytest.mark.parametrize("activation", ["f16", "bf16", "f32"])
+@pytest.mark.parametrize(
+    ("activation", "arch"), [*product(("f16", "bf16", "f32"), ARCHES), ("f16", "sm_86"), ("f32", "sm_89")]
+)
 def test_other_programs(activation, arch):
     kind = dtype(activation)
     for kernel, options in (
@@ -93,8 +91,7 @@ def test_other_programs(activation, arch):
             check_resources(kernel.compile(target=arch, multiples=promises, T=kind, **options))
 
 
-def test_all_types_are_covered():
-    assert {name for name, _ in WEIGHTS} == set(TYPES)
+def test_everything_is_covered():
     assert {(c["arch"], c["activation"]) for c in SELECTION} == {
         (a, x) for a in CUDA_TARGETS for x in ("f16", "bf16", "f32")
     }

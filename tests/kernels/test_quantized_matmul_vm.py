@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import tilus
-from tests.kernels.cases import TYPES, WEIGHTS, activations, bias_of, weight
+from tests.kernels.cases import ACTIVATIONS, TYPES, WEIGHTS, activations, bias_of, weight
 from tests.kernels.pairwise import pairwise
 from tests.tolerance import check
 from tilus import vm
@@ -92,10 +92,12 @@ def test_lowered_for_a_gpu(name, zero_point):
     check(y, x, w, bias, compute=compute_dtype(w.dtype, dtype("f16")))
 
 
-@pytest.mark.parametrize("name", ["u4", "u3", "f4e2m1", "nf4"])
-@pytest.mark.parametrize("activation", ["f16", "bf16", "f32"])
-@pytest.mark.parametrize("m", [3, 20, 70])
-def test_lowered_for_every_batch_tile(name, activation, m):
+TILES = pairwise({"name": ("u4", "u3", "f4e2m1", "nf4"), "activation": ACTIVATIONS, "m": (3, 20, 70)})
+
+
+@pytest.mark.parametrize("case", TILES, ids=lambda c: "-".join(map(str, c.values())))
+def test_lowered_for_every_batch_tile(case):
+    name, activation, m = case.values()
     w = weight(name, name[0] == "u", 64, 70, 90)
     w = w.repack(native_pack(w.dtype, "cuda"))
     x = activations(activation, m, 90)

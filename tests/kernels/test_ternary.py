@@ -69,8 +69,9 @@ def test_products_on_the_cpu(group, kind):
     assert (np.abs(tilus.matmul(x, w, bias) - exact) <= bound + 1e-6).all()
 
 
-@pytest.mark.parametrize(("activation", "where"), [("f16", "sm_90a"), ("bf16", "sm_80"), ("f32", "sm_80")])
-@pytest.mark.parametrize("group", [-1, 32])
+@pytest.mark.parametrize(
+    ("activation", "where", "group"), [("f16", "sm_90a", 32), ("bf16", "sm_80", -1), ("f32", "sm_80", 32)]
+)
 def test_products_on_a_gpu(activation, where, group):
     w = tilus.quantize(WEIGHT, "t1.6", group)
     w = w.repack(native_pack(w.dtype, "cuda"))

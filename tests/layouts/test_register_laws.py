@@ -56,7 +56,7 @@ def product_map(f: Map, g: Map, inner_shape: tuple[int, ...]) -> Map:
 # --- the map and its canonical form ---------------------------------------------------------------------------------
 
 
-@settings(max_examples=400)
+@settings(max_examples=250)
 @given(raws())
 def test_layout_has_the_map_of_its_definition(raw: Raw) -> None:
     layout = raw.layout()
@@ -77,7 +77,7 @@ def test_tables_are_the_map(layout: RegisterLayout) -> None:
     assert (flat_index_table(layout) == (expected * np.array(strides, dtype=np.int64)).sum(axis=2)).all()
 
 
-@settings(max_examples=400)
+@settings(max_examples=250)
 @given(raws(max_rank=2, max_modes=4), st.data())
 def test_rewritten_modes_are_the_same_object(raw: Raw, data: st.DataObject) -> None:
     """Split modes and replications, insert ones: the map stays, so equality and hash stay."""
@@ -102,7 +102,7 @@ def test_rewritten_modes_are_the_same_object(raw: Raw, data: st.DataObject) -> N
     assert dataclasses.astuple(other) == dataclasses.astuple(layout)
 
 
-@settings(max_examples=1500)
+@settings(max_examples=600)
 @given(raws(max_rank=2, max_modes=3, sizes="2223"), st.data())
 def test_equal_exactly_if_the_maps_are_equal(raw: Raw, data: st.DataObject) -> None:
     """The same modes in another order and split: sometimes the same map, sometimes not."""
@@ -192,7 +192,7 @@ def test_scatter_undoes_gather(layout: RegisterLayout) -> None:
 # --- product --------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=400)
+@settings(max_examples=250)
 @given(layout_pairs(**SMALL))
 def test_product_is_a_copy_of_the_inner_per_element_of_the_outer(pair: tuple[RegisterLayout, RegisterLayout]) -> None:
     a, b = pair
@@ -233,7 +233,7 @@ def test_chaining_is_the_product(name: str) -> None:
 # --- quotients ------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=400)
+@settings(max_examples=250)
 @given(layout_pairs())
 def test_division_undoes_the_product(pair: tuple[RegisterLayout, RegisterLayout]) -> None:
     a, b = pair
@@ -265,7 +265,7 @@ def forced_quotient(a: RegisterLayout, b: RegisterLayout, left: bool) -> Map | N
     return table if possible and whole == map_of(a) else None
 
 
-@settings(max_examples=800)
+@settings(max_examples=400)
 @given(st.data())
 def test_division_is_refused_exactly_if_there_is_no_quotient(data: st.DataObject) -> None:
     small = {"max_rank": 2, "max_modes": 3, "max_replicas": 1, "sizes": "22234"}
@@ -339,7 +339,7 @@ def shapes_of(numel: int, max_rank: int = 3) -> st.SearchStrategy[tuple[int, ...
     return build()
 
 
-@settings(max_examples=500)
+@settings(max_examples=250)
 @given(layouts(max_modes=4, max_replicas=1, sizes="223"), st.data())
 def test_reshape_keeps_row_major_order_or_is_impossible(layout: RegisterLayout, data: st.DataObject) -> None:
     numel = prod(layout.shape)
@@ -362,7 +362,7 @@ def test_reshape_keeps_row_major_order_or_is_impossible(layout: RegisterLayout, 
     assert reshaped.reshape(layout.shape) == layout
 
 
-@settings(max_examples=500)
+@settings(max_examples=250)
 @given(layouts(max_rank=1, max_modes=4, max_replicas=1, sizes="2346"), st.data())
 def test_a_detour_of_reshapes_changes_nothing(layout: RegisterLayout, data: st.DataObject) -> None:
     """Whatever shape a layout passes through, it can go on to every shape that it could reach directly."""

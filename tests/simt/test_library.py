@@ -13,7 +13,7 @@ import pytest
 
 import tilus
 from tests.agreement.machines import on_vm
-from tests.agreement.test_library import CASES, EXACT, ON_DEVICE, ROUNDED, integers, quantized, unwritten
+from tests.agreement.test_library import CASES, EACH_TYPE, ON_DEVICE, ROUNDED, integers, quantized, unwritten
 from tests.simt.library import bits, compiled, on_simt
 from tests.tolerance import numpy_type
 from tilus.dtypes import dtype
@@ -90,15 +90,7 @@ def name_of(case) -> str:
     return "-".join(map(str, case.values())).replace(", ", "x")
 
 
-ON_GPUS = [case for case in CASES if case["where"].startswith("sm_")]
-# One case for each type, few of them with activations of f32, whose parts make long programs.
-EACH_TYPE = [
-    min(
-        (c for c in ON_GPUS if c["name"] == name), key=lambda c: c["activation"] != ("f16", "bf16", "f16", "f32")[i % 4]
-    )
-    for i, name in enumerate(EXACT + ROUNDED)
-]
-OTHERS = [case for case in ON_GPUS if case not in EACH_TYPE]
+OTHERS = [case for case in CASES if case["where"].startswith("sm_") and case not in EACH_TYPE]
 
 
 @pytest.mark.parametrize("case", [*EACH_TYPE, *(pytest.param(c, marks=pytest.mark.long) for c in OTHERS)], ids=name_of)

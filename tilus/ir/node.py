@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from tilus.errors import Loc
@@ -93,9 +94,20 @@ def walk(node: Node) -> Iterator[Node]:
         item = left.pop()
         if isinstance(item, Node):
             yield item
-            left += [getattr(item, name) for name in reversed(field_names(item.__class__))]
-        elif isinstance(item, tuple):
+            left += _fields_backwards(item.__class__)(item)
+        elif item.__class__ is tuple:
             left += item[::-1]
+
+
+_READERS: dict[type[Node], Callable[[Node], tuple[Any, ...]]] = {}
+
+
+def _fields_backwards(cls: type[Node]) -> Callable[[Node], tuple[Any, ...]]:
+    """Return what reads the fields of a node class at once, the last one first: programs are walked many times."""
+    if cls not in _READERS:
+        # With two names at least the getter returns a tuple; a `loc` holds no nodes.
+        _READERS[cls] = attrgetter("loc", "loc", *field_names(cls)[::-1])
+    return _READERS[cls]
 
 
 def rewrite(node: Any, rule: Callable[[Node], Any]) -> Any:

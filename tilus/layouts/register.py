@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import gcd, prod
 from operator import index as as_int
 from typing import TypeAlias
@@ -423,21 +424,25 @@ def _mode_numbers(shape: Sequence[int], *digit_lists: Digits) -> dict[Digit, int
     return {digit: number for number, digit in enumerate(modes)}
 
 
-def _assemble(shape: Sequence[int], spatial_digits: Digits, local_digits: Digits) -> RegisterLayout | None:
-    """Return the layout with these digits; None if they do not reach every index exactly once per replica."""
+@lru_cache(maxsize=1 << 14)
+def _assemble(shape: tuple[int, ...], spatial_digits: Digits, local_digits: Digits) -> RegisterLayout | None:
+    """Return the layout with these digits; None if they do not reach every index exactly once per replica.
+
+    Kept, because compiling one program asks for the same few hundred layouts thousands of times.
+    """
     spatial_digits, local_digits = dg.coalesce(spatial_digits), dg.coalesce(local_digits)
     numbers = _mode_numbers(shape, spatial_digits, local_digits)
     if numbers is None:
         return None
     return RegisterLayout(
-        tuple(shape),
+        shape,
         tuple(digit.size for digit in numbers),
         tuple(Replicated(d.size) if d.dim is None else numbers[d] for d in spatial_digits),
         tuple(numbers[d] for d in local_digits),
     )
 
 
-def _assembled(shape: Sequence[int], spatial_digits: Digits, local_digits: Digits) -> RegisterLayout:
+def _assembled(shape: tuple[int, ...], spatial_digits: Digits, local_digits: Digits) -> RegisterLayout:
     layout = _assemble(shape, spatial_digits, local_digits)
     assert layout is not None, "the operation keeps a bijection"
     return layout

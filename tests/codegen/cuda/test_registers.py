@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 
@@ -130,8 +132,9 @@ def test_broadcasting_and_scalars(name: str) -> None:
     compare(b.done(), b.args)
 
 
-@pytest.mark.parametrize("name", ["f32", "f16", "i8", "i64", "f64", "bool", "u3"])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("name", "seed"), [*product(("f16", "i64", "u3"), range(3)), ("f32", 0), ("i8", 1), ("f64", 2), ("bool", 0)]
+)
 def test_reductions(name: str, seed: int) -> None:
     kind, rng = dtype(name), np.random.default_rng(seed)
     b = Bench(warps=4)
@@ -155,8 +158,9 @@ def test_reductions_where_warps_end_inside_of_a_digit() -> None:
     compare(b.done(), b.args)
 
 
-@pytest.mark.parametrize("warps", [1, 3, 4])
-@pytest.mark.parametrize("name", ["u3", "i8", "f16", "f32", "f64"])
+@pytest.mark.parametrize(
+    ("name", "warps"), [*product(("u3", "f16"), (1, 3, 4)), ("i8", 1), ("f32", 3), ("f64", 4), ("f64", 1)]
+)
 def test_conversions(name: str, warps: int) -> None:
     kind, rng = dtype(name), np.random.default_rng(warps)
     threads = 32 * warps
