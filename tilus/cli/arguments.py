@@ -126,6 +126,15 @@ def random_array(
     return codes if kind.numpy_dtype is None else codes.view(kind.numpy_dtype)
 
 
+def product_shape(text: str) -> tuple[int, int, int]:
+    """Read the extents M, N and K of a product."""
+    extents = text.split(",")
+    if len(extents) != 3 or not all(part.strip().isdecimal() and int(part) for part in extents):
+        raise TilusError(f"expected three positive extents M,N,K, got {text!r}", hint="for instance 16,64,512")
+    m, n, k = map(int, extents)
+    return m, n, k
+
+
 def summary(names: Sequence[str], values: Sequence[Any]) -> str:
     """Return arguments as text: `x = f16[5, 1000], n = 1000`."""
     return ", ".join(f"{name} = {_text(value)}" for name, value in zip(names, values, strict=True))

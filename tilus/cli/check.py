@@ -11,7 +11,7 @@ import click
 import numpy as np
 
 import tilus
-from tilus.cli.arguments import make_arguments, summary
+from tilus.cli.arguments import make_arguments, product_shape, summary
 from tilus.cli.compile import constants_of, constants_option, find_kernel, multiples_of, multiples_option, pair
 from tilus.cli.group import as_json, main, show
 from tilus.errors import Loc, TilusError
@@ -94,13 +94,9 @@ def _matmul(weight: str, shape: str, group: int, activation: str, seed: int) -> 
     from tilus.kernels.dispatch import ACTIVATIONS  # loads the compiler
     from tilus.kernels.sample import sample_product
 
-    extents = shape.split(",")
-    if len(extents) != 3 or not all(text.strip().isdecimal() and int(text) for text in extents):
-        raise TilusError(f"expected three positive extents M,N,K, got {shape!r}", hint="for instance 16,64,512")
     if activation not in ACTIVATIONS:
         raise TilusError(f"activations are {', '.join(ACTIVATIONS)}, got {activation!r}")
-    m, n, k = map(int, extents)
-    return sample_product(weight, tilus.dtype(activation), group, (m, n, k), seed)
+    return sample_product(weight, tilus.dtype(activation), group, product_shape(shape), seed)
 
 
 # --- text -----------------------------------------------------------------------------------------------------------

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import Any
+
+import numpy as np
 
 from tilus.dtypes import DataType
 from tilus.ir.target import target as find_target
@@ -13,9 +15,12 @@ from tilus.kernels.configure import matmul_program, rows_per_block
 from tilus.kernels.configure_gpu import gpu_batch_tiles
 from tilus.kernels.cost import stage_bytes
 from tilus.runtime.kernel import BoundKernel, Kernel
+from tilus.runtime.knobs import knobs
+from tilus.runtime.weights.quantize import NUMPY_TYPES, quantize
 from tilus.runtime.weights.weight import WeightFormat
 
 LARGEST_BUCKET = 4096  # what larger batches are configured as
+ANY_SCALE = 2.0  # stands for all tensor scales but 1: kernels take them as arguments
 DEEPEST = 8  # stages
 BLOCK_MARGIN = 18 * 1024  # bytes of shared memory that sums may take besides the stages
 
@@ -46,6 +51,17 @@ class Problem:
     def whole(self) -> bool:
         """Whether every tile along K has all its groups."""
         return self.k % self.form.pack.tile[1] == 0
+
+
+def named_problem(
+    weight: str | DataType, activation: DataType, group_size: int, shape: tuple[int, int, int], bias: bool = False
+) -> Problem:
+    """Return the problem of M, N and K for what `tilus.quantize` takes as a type: `u4`, `mxfp4`, `u3:g64:bf16`."""
+    sample = np.ones((1, 16), NUMPY_TYPES[activation.name])
+    with knobs.scope(target="simt"):  # in the order of GPUs
+        form = quantize(sample, weight, group_size).format
+    form = form if form.tensor_scale == 1.0 else replace(form, tensor_scale=ANY_SCALE)
+    return Problem(form, activation, form.scale or activation, bias, *shape)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import numpy as np
 
 from tilus.dtypes import DataType
 from tilus.errors import LaunchError
-from tilus.kernels.candidates import Problem, bucket
+from tilus.kernels.candidates import ANY_SCALE, Problem, bucket
 from tilus.kernels.configure import matmul_program, rows_per_block
 from tilus.kernels.configure_cpu import CPU_BATCH_TILES
 from tilus.kernels.tuning import Timer, choose
@@ -96,7 +96,7 @@ def prepare(
 ) -> tuple[BoundKernel, tuple[Any, ...]]:
     """Return the kernel for x [M, K] and y [M, N], none of them empty, and what to call it with."""
     (m, n), k = y.shape, x.shape[1]
-    any_scale = form if form.tensor_scale == 1.0 else replace(form, tensor_scale=2.0)  # one kernel for all
+    any_scale = form if form.tensor_scale == 1.0 else replace(form, tensor_scale=ANY_SCALE)
     # In place of what is not there stands any array: it is not read.
     zeros, added = words if zero_points is None else zero_points, y if bias is None else bias
     sizes = m, n, k, form.groups(k)

@@ -12,13 +12,13 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tilus.errors import CompileError, PassError, TilusError
-from tilus.kernels.candidates import Configuration, Problem, configurations, default_configuration
+from tilus.kernels.candidates import Configuration, Problem, bucket, configurations, default_configuration
 from tilus.kernels.devices import Device, find_device
 from tilus.kernels.facts import CodeFacts, code_facts
 from tilus.kernels.model import Prediction, predict
@@ -74,6 +74,14 @@ def promising(problem: Problem, device: Device) -> list[Configuration]:
         best += [enough[0], enough[-1]]
     best.sort(key=lambda one: one[0])
     return list(dict.fromkeys([default_configuration(problem), *(c for _, _, c in best[:COMPILED])]))
+
+
+def explained(problem: Problem, device: Device) -> list[Ranked]:
+    """Return the candidates in the order of dispatch, by M's bucket, with predictions for M itself."""
+    key = replace(problem, m=bucket(problem.m, problem.form, problem.activation))
+    return [
+        replace(one, prediction=predict(problem, one.configuration, one.facts, device)) for one in ranked(key, device)
+    ]
 
 
 def choose(problem: Problem, name: str, timer: Timer | None = None) -> Configuration:
