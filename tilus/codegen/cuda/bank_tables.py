@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tilus.casts import linear
 from tilus.codegen.cuda import cpp
-from tilus.codegen.cuda.cast_integers import linear
 from tilus.codegen.cuda.cast_tables import table_codes
 from tilus.codegen.cuda.context import Context, layout_of, register
 from tilus.codegen.cuda.cpp import Expr, Name, Stmt

@@ -11,33 +11,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tilus.casts import Linear
 from tilus.codegen.cuda import cpp
 from tilus.codegen.cuda.cast_body import SOURCE, CastBody, both
 from tilus.codegen.cuda.context import pairs
 from tilus.codegen.cuda.cpp import Expr, call
 from tilus.codegen.cuda.values import bits_float, float_bits
-from tilus.dtypes import Codebook, DataType, PackedTernary, bf16, f16
-
-
-@dataclass(frozen=True, slots=True)
-class Linear:
-    """A type whose values are `code + offset`, after flipping the top bit if `flip`."""
-
-    nbits: int
-    flip: bool
-    offset: int
-
-
-def linear(dtype: DataType) -> Linear | None:
-    """Return how values of a type follow from codes if that is an addition, else None."""
-    if dtype.is_integer and dtype.nbits <= 16:
-        return Linear(dtype.nbits, dtype.is_signed, int(dtype.min_value))
-    if isinstance(dtype, Codebook | PackedTernary):
-        first = dtype.table[0]
-        steps = all(value == first + code for code, value in enumerate(dtype.table))
-        if steps and first.is_integer() and abs(first) <= 64:
-            return Linear(dtype.nbits, False, int(first))
-    return None
+from tilus.dtypes import DataType, bf16, f16
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +48,7 @@ def _bring_together(body: CastBody, low: int, high: int, kind: Linear, half: _Ha
     n, room = kind.nbits, half.mantissa
     first, second = low * n, high * n
     places = _places(body, first, second, n, room)
-    mask, top = (1 << n) - 1, (1 << (n - 1)) * kind.flip
-    insert = "and_xor" if kind.flip else "and_or"
+    mask, top, insert = (1 << n) - 1, kind.flipped, _insert(kind)
     if places is None:
         u, v = body.window(first, n), body.window(second - 16, 16 + n)
         one = body.ctx.ptx(insert, u, cpp.bits(mask), both(half.magic | top))
@@ -77,6 +56,11 @@ def _bring_together(body: CastBody, low: int, high: int, kind: Linear, half: _Ha
     x, p, q = places
     magic = both(half.magic | top << p, half.magic | top << q)
     return body.ctx.ptx(insert, x, both(mask << p, mask << q), magic), (p, q)
+
+
+def _insert(kind: Linear) -> str:
+    """Return the instruction that lays masked codes under a constant, which inverts the bits that it has in common."""
+    return "and_xor" if kind.flipped else "and_or"
 
 
 def _places(body: CastBody, first: int, second: int, n: int, room: int) -> tuple[Expr, int, int] | None:
@@ -118,7 +102,7 @@ def _take_off(body: CastBody, x: Expr, positions: tuple[int, int], kind: Linear,
 
 
 def _flipped(body: CastBody, word: int, kind: Linear) -> Expr:
-    return body.let(SOURCE[word] ^ cpp.bits(0x80808080)) if kind.flip else SOURCE[word]
+    return body.let(SOURCE[word] ^ cpp.bits(kind.flipped * 0x01010101)) if kind.flipped else SOURCE[word]
 
 
 def bytes_to_f16(body: CastBody, kind: Linear) -> None:
@@ -151,10 +135,7 @@ def integer_to_f32(body: CastBody, i: int, kind: Linear) -> Expr:
     if p + n > mantissa:
         x, p = body.window(i * n, n), 0
     mask = cpp.bits(((1 << n) - 1) << p)
-    if kind.flip:
-        bits = body.ctx.ptx("and_xor", x, mask, cpp.bits(magic | 1 << (p + n - 1)))
-    else:
-        bits = body.ctx.ptx("and_or", x, mask, cpp.bits(magic))
+    bits = body.ctx.ptx(_insert(kind), x, mask, cpp.bits(magic | kind.flipped << p))
     scale, offset = 2.0**-p, cpp.float_literal(kind.offset - 2.0 ** (mantissa - p))
     if p == 0:
         return cpp.Binary("+", bits_float(bits), offset)

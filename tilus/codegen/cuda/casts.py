@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from tilus.casts import linear
 from tilus.codegen.cuda import cpp
 from tilus.codegen.cuda.cast_body import SOURCE, CastBody
 from tilus.codegen.cuda.cast_floats import floats_to_halves
-from tilus.codegen.cuda.cast_integers import HALVES, integer_to_f32, integers_to_halves, linear
+from tilus.codegen.cuda.cast_integers import HALVES, integer_to_f32, integers_to_halves
 from tilus.codegen.cuda.cast_tables import by_table, table_codes
 from tilus.codegen.cuda.context import Context, layout_of, pairs, register
 from tilus.codegen.cuda.cpp import Expr, call

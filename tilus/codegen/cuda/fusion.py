@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tilus.codegen.cuda.cast_integers import HALVES, Linear, linear
+from tilus.casts import Linear, linear
+from tilus.codegen.cuda.cast_integers import HALVES
 from tilus.codegen.cuda.context import register
 from tilus.codegen.cuda.scopes import bodies_of
 from tilus.ir.expr import Const, Tensor
