@@ -8,7 +8,7 @@ import pytest
 from tilus import vm
 from tilus.casts import best_unpacking
 from tilus.dtypes import dtype, f32
-from tilus.ir.instructions import Cast, Dot, Full, Unpack, View
+from tilus.ir.instructions import Cast, Dot, Elementwise, Full, Unpack, View, result_type
 from tilus.ir.parser import parse
 from tilus.ir.printer import to_text
 from tilus.ir.target import target
@@ -30,6 +30,7 @@ class Case:
     n: int = 8
     after: str = "  w: register[{to}, ({rows}, {k})] = copy(x=v)\n"
     scale: str = ""
+    result: str = "y"
     k: int = 128
 
     @property
@@ -62,7 +63,7 @@ class Case:
         body = self.after.format(to=self.to, rows=ROWS, k=self.k)
         tail = f"""  zero: register[f32, ({ROWS}, {self.n})] = full(value=0.0, shape=({ROWS}, {self.n}))
   y: register[f32, ({ROWS}, {self.n})] = dot(a=w, b=x, c=zero)
-{self.scale}  store_global(view=gy, tile=y, offset=(0, 0), dims=(0, 1))
+{self.scale}  store_global(view=gy, tile={self.result}, offset=(0, 0), dims=(0, 1))
 }}"""
         return parse(head + body + tail)
 
@@ -144,12 +145,28 @@ def test_weights_that_are_defined_twice_stay_values():
     np.testing.assert_array_equal(case.run(after), case.run(program))
 
 
+SCALED = f'  r: register[f32, ({ROWS}, 8)] = elementwise(op="mul", args=(y, zf))\n'
+
+
+def scaled_accumulators(case):
+    """Check the results, and return how many multiplications of all accumulators are left."""
+    program = case.program()
+    after = absorb_casts(program, target("sm_80"))
+    np.testing.assert_array_equal(case.run(after), case.run(program))
+    products = [inst for inst in found(after, Elementwise) if inst.op == "mul"]
+    return sum(result_type(inst).shape == (ROWS, case.n) for inst in products)
+
+
 def test_scales_of_rows_take_the_products_scale():
-    case = Case(scale='  y = elementwise(op="mul", args=(y, zf))\n')
-    other = Case(scale=f'  r: register[f32, ({ROWS}, 8)] = elementwise(op="mul", args=(y, zf))\n  y = copy(x=r)\n')
-    for each in (case, other):
-        program = each.program()
-        np.testing.assert_array_equal(each.run(absorb_casts(program, target("sm_80"))), each.run(program))
+    assert scaled_accumulators(Case("f4e2m1", scale=SCALED, result="r")) == 1
+
+
+def test_products_that_are_used_or_defined_again_keep_their_scale():
+    again = '  y = elementwise(op="mul", args=(y, zf))\n'
+    used = SCALED + f'  s: register[f32, ({ROWS}, 8)] = elementwise(op="add", args=(r, y))\n'
+    squared = SCALED.replace("zf", "y")
+    for scale, result in ((again, "y"), (SCALED + "  y = copy(x=r)\n", "y"), (used, "s"), (squared, "r")):
+        assert scaled_accumulators(Case("f4e2m1", scale=scale, result=result)) == 2
 
 
 def test_codes_in_parts():
