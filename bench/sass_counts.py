@@ -37,6 +37,8 @@ COLUMNS = (
     "spilled bytes",
     "shared bytes",
     "conflicts",
+    "occupancy",
+    "KiB in flight",
 )
 
 
@@ -96,6 +98,9 @@ def _row(kind: DataType, zero: ZeroPoint, target: str, bm: int) -> dict[str, obj
         "spilled_bytes": cost.spills,
         "shared_bytes": cost.shared_bytes,
         "bank_conflicts": cost.bank_conflicts,
+        "blocks_per_sm": cost.blocks_per_sm,
+        "occupancy": round(cost.occupancy, 3),
+        "bytes_in_flight": cost.bytes_in_flight,
         "loop_instructions": len(cost.loop.instructions),
         "weights_per_trip": cost.weights_per_trip,
         "mix": {name: count for name, count in cost.loop.mix.items() if count},
@@ -108,6 +113,7 @@ def _cells(row: dict[str, object]) -> Iterator[str]:
     yield from (f"{row['target']}", f"{row['bm']}", f"{row['instructions_per_weight']:.2f}")
     yield from ("-" if before is None else f"{before:.2f}", f"{row['registers']}")
     yield from (f"{row['spilled_bytes']}", f"{row['shared_bytes']}", f"{row['bank_conflicts']}")
+    yield from (f"{row['occupancy']:.0%}", f"{row['bytes_in_flight'] / 1024:.0f}")
 
 
 @cache
@@ -142,6 +148,7 @@ def _markdown(rows: Sequence[dict[str, object]]) -> Iterator[str]:
     yield ""
     yield f"Written by `python bench/sass_counts.py`. f16 activations and scales, groups of {GROUP}, bias; unsigned"
     yield 'integers have zero points. "conflicts": shared-memory wavefronts beyond the ideal in the loop, per block.'
+    yield '"KiB in flight": weights on their way to a multiprocessor that is full of blocks.'
     yield ""
     yield "| " + " | ".join(COLUMNS) + " |"
     yield "|" + "---|" * len(COLUMNS)

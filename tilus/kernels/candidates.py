@@ -21,6 +21,7 @@ from tilus.runtime.weights.weight import WeightFormat
 
 LARGEST_BUCKET = 4096  # what larger batches are configured as
 ANY_SCALE = 2.0  # stands for all tensor scales but 1: kernels take them as arguments
+VARIED = ("BM", "SLICES", "STAGES")
 DEEPEST = 8  # stages
 BLOCK_MARGIN = 18 * 1024  # bytes of shared memory that sums may take besides the stages
 
@@ -91,7 +92,7 @@ class Configuration:
     @property
     def label(self) -> str:
         """What tells it from the others."""
-        return ", ".join(f"{name} {self.get(name, 1)}" for name in ("BM", "SLICES", "STAGES"))
+        return ", ".join(f"{name} {self.get(name, 1)}" for name in VARIED)
 
 
 @lru_cache(maxsize=4096)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tilus.errors import CompileError, PassError, TilusError
-from tilus.kernels.candidates import Configuration, Problem, bucket, configurations, default_configuration
+from tilus.kernels.candidates import VARIED, Configuration, Problem, bucket, configurations, default_configuration
 from tilus.kernels.devices import Device, find_device
 from tilus.kernels.facts import CodeFacts, code_facts
 from tilus.kernels.model import Prediction, predict
@@ -29,7 +29,6 @@ from tilus.runtime.nvrtc import toolchain_version
 COMPILED = 8  # candidates whose machine code is looked at
 TIMED = 4  # of which so many are timed
 TOLD_APART = 1.01  # predictions closer than that count as equal
-VARIED = ("BM", "SLICES", "STAGES")
 
 Timer = Callable[[Configuration], float]
 
