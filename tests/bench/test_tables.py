@@ -1,0 +1,83 @@
+"""`tilus bench --model`: the table of predictions, on facts of no machine code, so that nothing is compiled."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from tests.kernels.test_model import SLIM
+from tilus.bench.published import best_published
+from tilus.bench.rows import read_row, table
+from tilus.bench.shapes import LAYERS, MODELS, select_layers
+from tilus.cli import main
+from tilus.errors import TilusError
+from tilus.kernels import tuning
+
+ONE = ("--layers", "llama-3.3-70b:o", "--batches", "1,64,4096", "--weights", "u2,u4")
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    monkeypatch.setenv("TILUS_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(tuning, "code_facts", lambda configuration, form, target: SLIM)
+    tuning.ranked.cache_clear()
+
+    def invoke(*args: str, status: int = 0) -> str:
+        result = CliRunner().invoke(main, ["bench", *args], catch_exceptions=False)
+        assert result.exit_code == status, result.output
+        return result.output
+
+    yield invoke
+    tuning.ranked.cache_clear()
+
+
+def test_shapes_are_those_of_the_models() -> None:
+    shapes = {str(layer): (layer.n, layer.k) for layer in LAYERS}
+    assert len(shapes) == 16
+    assert shapes["llama-3.1-8b qkv"] == (6144, 4096)
+    assert shapes["llama-3.3-70b qkv"] == (10240, 8192)
+    assert shapes["qwen2.5-32b gate_up"] == (55296, 5120)
+    assert shapes["gemma-2-9b o"] == (3584, 4096)
+    assert [layer.name for layer in select_layers(["gemma-2-9b"])] == ["qkv", "o", "gate_up", "down"]
+    assert len(select_layers([])) == 4 * len(MODELS)
+    with pytest.raises(TilusError, match="no layer is called 'gpt'"):
+        select_layers(["gpt"])
+
+
+def test_a_prediction_says_that_it_is_one(run) -> None:
+    text = run("--model", "h100", *ONE)
+    assert "PREDICTED for h100, nothing was measured" in text
+    assert "27 (Marlin)" in text
+    record = json.loads(run("--model", "h100", *ONE, "--json"))
+    rows = [read_row(row) for row in record["rows"]]
+    assert [(row.m, row.weight) for row in rows] == [(m, w) for m in (1, 64, 4096) for w in ("u2", "u4")]
+    assert all(row.predicted and row.microseconds > row.floor for row in rows)
+    assert [row.record() for row in rows] == record["rows"]
+    assert {row.facts["bound"] for row in rows} >= {"memory", "l2"}
+
+
+def test_what_was_measured_shows_the_error(run, tmp_path) -> None:
+    record = json.loads(run("--model", "h100", *ONE, "--json"))
+    [first, *_] = record["rows"]
+    kept = {**first, "microseconds": first["microseconds"] / 1.25, "predicted": False}
+    (tmp_path / "run.json").write_text(json.dumps({"rows": [kept]}))
+    assert "+25%" in run("--model", "h100", *ONE, "--measured", str(tmp_path / "run.json"))
+
+
+def test_columns() -> None:
+    record = {"model": "a", "layer": "o", "n": 8192, "k": 8192, "m": 16, "weight": "u8", "system": "tilus",
+              "microseconds": 30.0, "floor": 24.0, "predicted": False}  # fmt: skip
+    [line] = table([read_row(record)])
+    assert line["us"] == 30.0
+    assert line["of floor"] == "80%"
+    assert "published us" not in line
+    found = best_published("h100", "u8", 16, 8192, 8192)
+    assert found is not None
+    assert (found.system, found.microseconds) == ("humming", 42.1)
+
+
+def test_mistakes(run) -> None:
+    assert "expected numbers from 1 on" in run("--model", "h100", "--batches", "1,x", status=1)
+    assert "known are h100" in run("--model", "tpu", status=1)
