@@ -46,8 +46,10 @@ MAY_IMPORT = {
 APART = [("tilus.codegen.cuda", "tilus.codegen.llvm")]
 
 # Optional or slow modules, and the only places that may import them while they are themselves imported.
+_MEASURING = ("tilus.bench.case", "tilus.bench.gpu", "tilus.bench.peers", "tilus.bench.triton_kernel")
 HEAVY_PLACES = {
-    "torch": ("tilus.kernels.torch_ops", "tilus.kernels.linear", "tilus.demo"),
+    "torch": ("tilus.kernels.torch_ops", "tilus.kernels.linear", "tilus.demo", *_MEASURING),
+    "triton": ("tilus.bench.triton_kernel",),
     "cupy": (),
     "cupy_backends": (),
     "cuda": (),

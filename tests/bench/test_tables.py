@@ -68,7 +68,7 @@ def test_what_was_measured_shows_the_error(run, tmp_path) -> None:
 
 def test_columns() -> None:
     record = {"model": "a", "layer": "o", "n": 8192, "k": 8192, "m": 16, "weight": "u8", "system": "tilus",
-              "microseconds": 30.0, "floor": 24.0, "predicted": False}  # fmt: skip
+              "microseconds": 30.0, "floor": 24.0, "terabytes": 7e-5, "predicted": False}  # fmt: skip
     [line] = table([read_row(record)])
     assert line["us"] == 30.0
     assert line["of floor"] == "80%"
@@ -78,6 +78,20 @@ def test_columns() -> None:
     assert (found.system, found.microseconds) == ("humming", 42.1)
 
 
-def test_mistakes(run) -> None:
+def test_mistakes(run, monkeypatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert "expected numbers from 1 on" in run("--model", "h100", "--batches", "1,x", status=1)
     assert "known are h100" in run("--model", "tpu", status=1)
+    assert "tilus bench --model h100 predicts" in run(*ONE, status=1)
+    assert "no system is called 'cublas'" in run(*ONE, "--systems", "cublas", status=1)
+
+
+def test_a_file_and_plots(run, tmp_path) -> None:
+    run("--model", "a100", *ONE, "--out", str(tmp_path / "out"))
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names[0].startswith("bench-predicted-a100-")
+    assert names[1:] == ["floor.png", "roofline.png"]
+    record = json.loads((tmp_path / "out" / names[0]).read_text())
+    assert record["predicted"] is True
+    assert record["versions"]["torch"]
+    assert len(record["rows"]) == 6

@@ -9,7 +9,7 @@ from tilus.bench.shapes import Layer
 from tilus.dtypes import f16
 from tilus.kernels.candidates import named_problem
 from tilus.kernels.devices import Device
-from tilus.kernels.model import floor_of
+from tilus.kernels.model import memory_bytes
 from tilus.kernels.tuning import explained
 
 
@@ -36,10 +36,4 @@ def _row(device: Device, layer: Layer, m: int, weight: str, group: int) -> Row:
         "instructions_per_weight": round(best.facts.instructions_per_weight, 3),
         "kib_in_flight": found.flight,
     }
-    return Row(layer, m, weight, "tilus", found.total, found.floor, True, facts)
-
-
-def dense_floor(device: Device, layer: Layer, m: int) -> float:
-    """Return the least microseconds of the f16 product that quantization replaces."""
-    n, k = layer.n, layer.k
-    return floor_of(2 * (n * k + m * (n + k)), m, n, k, device)
+    return Row(layer, m, weight, "tilus", found.total, found.floor, memory_bytes(problem) * 1e-12, True, facts)

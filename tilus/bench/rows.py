@@ -23,6 +23,8 @@ class Row:
     system : str
         Whose kernel: `tilus`, `cuBLAS`, ...
     microseconds, floor : float
+    terabytes : float
+        That must move.
     predicted : bool
         By the model, not measured.
     facts : dict
@@ -35,6 +37,7 @@ class Row:
     system: str
     microseconds: float
     floor: float
+    terabytes: float
     predicted: bool
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -58,18 +61,18 @@ class Row:
         return {
             "model": self.layer.model, "layer": self.layer.name, "n": self.layer.n, "k": self.layer.k, "m": self.m,
             "weight": self.weight, "system": self.system, "microseconds": round(self.microseconds, 3),
-            "floor": round(self.floor, 3), "predicted": self.predicted, **self.facts,
+            "floor": round(self.floor, 3), "terabytes": self.terabytes, "predicted": self.predicted, **self.facts,
         }  # fmt: skip
 
 
 def read_row(record: dict[str, Any]) -> Row:
     """Return the row of a record."""
-    known = {"model", "layer", "n", "k", "m", "weight", "system", "microseconds", "floor", "predicted"}
+    known = {"model", "layer", "n", "k", "m", "weight", "system", "microseconds", "floor", "terabytes", "predicted"}
     layer = Layer(record["model"], record["layer"], record["n"], record["k"])
     facts = {name: value for name, value in record.items() if name not in known}
     return Row(
         layer, record["m"], record["weight"], record["system"], record["microseconds"], record["floor"],
-        record["predicted"], facts,
+        record["terabytes"],        record["predicted"], facts,
     )  # fmt: skip
 
 

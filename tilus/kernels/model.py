@@ -77,14 +77,14 @@ def memory_bytes(problem: Problem) -> int:
     return weight_bytes(problem) + wide * problem.m * (problem.n + problem.k)
 
 
-def floor_of(moved: float, m: int, n: int, k: int, device: Device) -> float:
-    """Return the least microseconds of a product for which so many bytes must move."""
-    return max(moved / device.memory, 2 * m * n * k / device.tensor) * 1e-6
+def floor_of(moved: float, m: int, n: int, k: int, memory: float, tensor: float) -> float:
+    """Return the least microseconds of a product for which so many bytes must move, at TB/s and TFLOP/s."""
+    return max(moved / memory, 2 * m * n * k / tensor) * 1e-6
 
 
 def floor(problem: Problem, device: Device) -> float:
     """Return the least microseconds of a product."""
-    return floor_of(memory_bytes(problem), problem.m, problem.n, problem.k, device)
+    return floor_of(memory_bytes(problem), problem.m, problem.n, problem.k, device.memory, device.tensor)
 
 
 @dataclass(frozen=True, slots=True)
