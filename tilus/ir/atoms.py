@@ -4,9 +4,9 @@ Fragments are layouts (PTX ISA, "Matrix fragments for mma"): which lane and regi
 by an atom exactly when its layout divides by the atom's fragment, so instruction selection is division of layouts.
 
 Names of memory atoms (`Selected.atom`): `ld.global st.global ld.shared st.shared` with `Selected.width` elements per
-access; `ldmatrix.x1|x2|x4[.trans]`; `cp.async` (asynchronous, 4, 8 or 16 bytes) or `ld.st` where an asynchronous copy
-is not possible; `atom.add`. Matrix products: the name of a `MmaAtom`, or `fma`. Casts and conversions name no atom,
-except `convert_layout`: `none registers shuffle shared`.
+access; `ldmatrix.x1|x2|x4[.trans]`; `cp.async` (asynchronous, 4, 8 or 16 bytes), `cp.async.bulk` (one thread has the
+whole tile copied), or `ld.st` where an asynchronous copy is not possible; `atom.add`. Matrix products: the name of a
+`MmaAtom`, or `fma`. Casts and conversions name no atom, except `convert_layout`: `none registers shuffle shared`.
 """
 
 from __future__ import annotations

@@ -42,6 +42,7 @@ from tilus.ir.target import Target
 from tilus.layouts import RegisterLayout, classify_conversion, index_table, locate_table
 from tilus.passes.access import GlobalAccess, contiguous_dim, global_access, unmasked_dims, views_of, widest
 from tilus.passes.analyze import Analysis, analyze
+from tilus.passes.bulk import BULK_CAPABILITY, is_bulk
 from tilus.passes.dot_layouts import matches_fma, matches_mma
 from tilus.passes.plan_shared import barriers_of, find_tenants, may_share
 from tilus.passes.shared_access import local_run, matrix_load, shared_access, vector_width
@@ -263,6 +264,11 @@ def _copy_async(inst: CopyAsync, stmt: InstStmt, context: _Context) -> Iterator[
         limit = vector_width(access, dim, most, source.nbits, layout, context.analysis)
     if width != widest(source, dim, limit, context.analysis)[0]:
         yield f"{width} elements at once are not contiguous and aligned on both sides"
+    if selected.atom == "cp.async.bulk":
+        if context.target.capability < BULK_CAPABILITY:
+            yield f"{context.target.name} has no bulk copies"
+        if not is_bulk(source, access, shared_layout_of(inst.dst), width, context.analysis):
+            yield "a bulk copy moves one piece of memory, which the tile is not on both sides"
 
 
 _RULES: dict[type[Instruction], Callable[[Any, InstStmt, _Context], Iterator[str]]] = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 from tilus.errors import LayoutError
@@ -31,6 +32,7 @@ from tilus.ir.target import Target
 from tilus.layouts import Access, BankReport, RegisterLayout, dealt_vectors
 from tilus.passes.access import contiguous_dim, global_access, unmasked_dims, views_of, widest
 from tilus.passes.analyze import Analysis, analyze
+from tilus.passes.bulk import BULK_CAPABILITY, is_bulk
 from tilus.passes.conversion_kind import conversion_kind
 from tilus.passes.dot_layouts import matches_fma, matches_mma, mma_atoms, product_extents
 from tilus.passes.shared_access import SharedAccess, local_run, matrix_load, shared_access, tile_layout, vector_width
@@ -146,18 +148,20 @@ def _copy_async(inst: CopyAsync, out: None, context: _Context) -> Selected:
     source, target = global_access(inst, context.views), shared_access(inst)
     assert source is not None
     assert target is not None
-    dim, nbits = contiguous_dim(source, context.analysis), source.nbits
+    dim, nbits, layout = contiguous_dim(source, context.analysis), source.nbits, shared_layout_of(inst.dst)
     unmasked = unmasked_dims(source, context.analysis)
     limit = 1
     if dim is not None:
         extent = inst.shape[dim]
-        layout = shared_layout_of(inst.dst)
         limit = vector_width(target, dim, extent & -extent, nbits, layout, context.analysis)
     width, note = widest(source, dim, limit, context.analysis)
+    capability = context.target.capability
+    if inst.bulk and capability >= BULK_CAPABILITY and is_bulk(source, target, layout, width, context.analysis):
+        return Selected("cp.async.bulk", width, f"{prod(inst.shape) * nbits // 8} B by one thread", unmasked)
     along = len(inst.shape) - 1 if dim is None else dim
     by_threads = dealt_vectors(context.num_threads, inst.shape, along, width)
     conflicts = _conflicts(Access(by_threads, vector_bytes=max(width * nbits // 8, 1)), target, inst.dst, context)
-    possible = context.target.kind == "cuda" and context.target.capability >= _ASYNC_CAPABILITY
+    possible = capability >= _ASYNC_CAPABILITY
     atom = "cp.async" if possible and width * nbits // 8 in _ASYNC_BYTES else "ld.st"
     return Selected(atom, width, ", ".join(x for x in (note, conflicts) if x), unmasked)
 

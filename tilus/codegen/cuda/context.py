@@ -19,6 +19,7 @@ from tilus.layouts import BitLayout, RegisterLayout, SharedLayout
 
 if TYPE_CHECKING:
     from tilus.codegen.cuda.bank_tables import BankTable
+    from tilus.codegen.cuda.emit_bulk import Phases
 
 SCRATCH_ALIGNMENT = 16
 # Words of C++ and of CUDA, and names that generated code uses itself.
@@ -34,7 +35,7 @@ _TAKEN = """
 """
 _KEYWORDS = frozenset(re.findall(r"\w+", _TAKEN))
 # What generated functions begin with, and what C++ and its compilers keep for themselves.
-_GENERATED = re.compile(r"(ptx|cast|decode|encode|table|floor|odd|extreme|digit)_|_|.*__")
+_GENERATED = re.compile(r"(ptx|cast|decode|encode|table|floor|odd|extreme|digit|bulk)_|_|.*__")
 
 
 class Names:
@@ -95,6 +96,7 @@ class Context:
         self.functions: dict[str, cpp.Function] = {}
         self.tables: dict[str, cpp.Table] = {}
         self.bank_tables: dict[str, BankTable] = {}
+        self.phases: Phases | None = None
         self.bit_layouts: dict[tuple[BitLayout, tuple[int, ...]], int] = {}
         self.digits: dict[tuple[int, int], str] = {}
         self.scratch_offset = -(-shared_bytes // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tilus.codegen.cuda import cpp
+from tilus.codegen.cuda import cpp, emit_bulk
 from tilus.codegen.cuda import ptx as rows
 from tilus.codegen.cuda.context import Context, shared
 from tilus.codegen.cuda.emit_global import selected_of
@@ -22,6 +22,10 @@ def copy_async(ctx: Context, stmt: InstStmt, out: None, inst: I.CopyAsync) -> No
     Outside of the view `cp.async` reads no bytes and writes zeros.
     """
     selected = selected_of(stmt)
+    if selected.atom == "cp.async.bulk":
+        assert ctx.phases is not None
+        emit_bulk.copy(ctx, inst, ctx.phases, selected.unmasked)
+        return
     kind, places = shared(inst.dst)
     nbytes = kind.dtype.nbits // 8
     size = selected.width * nbytes
@@ -66,8 +70,12 @@ def _contiguous(ctx: Context, inst: I.CopyAsync, width: int) -> int:
 def commit_group(ctx: Context, stmt: InstStmt, out: None, inst: I.CommitGroup) -> None:
     """Close a group of copies."""
     ctx.do("cp_async_commit")
+    if ctx.phases is not None:
+        emit_bulk.commit(ctx, ctx.phases)
 
 
 def wait_group(ctx: Context, stmt: InstStmt, out: None, inst: I.WaitGroup) -> None:
     """Wait until at most `pending` groups are under way."""
     ctx.do(rows.wait_group(inst.pending))
+    if ctx.phases is not None:
+        emit_bulk.wait(ctx, ctx.phases, inst.pending)

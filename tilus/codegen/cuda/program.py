@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tilus.codegen.cuda import bank_tables, cpp
+from tilus.codegen.cuda import bank_tables, cpp, emit_bulk
 from tilus.codegen.cuda.casts import cast_call
 from tilus.codegen.cuda.context import SCRATCH_ALIGNMENT, Context, register
 from tilus.codegen.cuda.cpp import Expr, Name
@@ -67,6 +67,7 @@ class _Kernel:
         self.declared = declarations(program)
         self.fusions = find_fusions(program)
         self.assigned = _assigned(program.body)
+        ctx.phases = emit_bulk.find_phases(program)
         ctx.not_negative = not_negative_variables(program)
 
     def source(self) -> CudaSource:
@@ -75,9 +76,13 @@ class _Kernel:
         with ctx.body() as body:
             params = [self._parameter(p.var) for p in program.params]
             self._body(program.body, ())
+            if ctx.phases is not None:
+                emit_bulk.end(ctx, ctx.phases)
         shared = ctx.scratch_offset + ctx.scratch_bytes if ctx.scratch_bytes else program.shared_bytes or 0
         tables = -(-shared // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT
         shared = tables + bank_tables.nbytes(ctx) if ctx.bank_tables else shared
+        barriers = -(-shared // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT
+        shared = barriers + ctx.phases.nbytes if ctx.phases else shared
         if shared > ctx.target.max_shared_bytes:
             raise CodegenError(
                 f"{program.name!r} needs {shared} bytes of shared memory with the scratch space of its reductions, "
@@ -89,6 +94,7 @@ class _Kernel:
         if shared:
             head.append(cpp.Declare("u32", "smem", ctx.ptx("shared_address", Name("smem_bytes")), constant=True))
         head += bank_tables.fill(ctx, tables)
+        head += emit_bulk.begin(ctx, ctx.phases, barriers) if ctx.phases else []
         lines = prelude(ctx)
         lines.add(f'extern "C" __global__ void __launch_bounds__({program.num_threads}) {self.name}(')
         lines.add(f"    {', '.join(params)}) {{")

@@ -163,6 +163,23 @@ def _async_copies() -> Iterator[Ptx]:
     yield Ptx("cp_async_commit", "cp.async.commit_group;", None, (), "cp.async.commit_group", memory=True)
 
 
+def _bulk_copies() -> Iterator[Ptx]:
+    barrier, section = Operand("barrier"), "Parallel synchronization and communication instructions: mbarrier"
+    for name, text, operands in (
+        ("mbarrier_init", "mbarrier.init.shared::cta.b64 [%0], 1;", (barrier,)),
+        ("mbarrier_expect", "mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;", (barrier, Operand("bytes"))),
+        ("mbarrier_arrive", "mbarrier.arrive.shared::cta.b64 _, [%0];", (barrier,)),
+        ("fence_mbarrier_init", "fence.mbarrier_init.release.cluster;", ()),
+        ("fence_proxy_async", "fence.proxy.async.shared::cta;", ()),
+    ):
+        yield Ptx(name, text, None, operands, section, 90, memory=True)
+    text = "{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+    yield Ptx("mbarrier_try_wait", text, Operand("d"), (barrier, Operand("parity")), section, 90, memory=True)
+    text = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+    inputs = (Operand("address"), Operand("p", "const void*"), Operand("bytes"), barrier)
+    yield Ptx("cp_async_bulk", text, None, inputs, "cp.async.bulk", 90, memory=True)
+
+
 @lru_cache(maxsize=64)
 def wait_group(pending: int) -> Ptx:
     """Return the row that waits until at most `pending` groups of copies are under way."""
@@ -274,6 +291,7 @@ TABLE = _table(
     _loads_and_stores(),
     _matrix_loads(),
     _async_copies(),
+    _bulk_copies(),
     _half_arithmetic(),
     _conversions(),
     _atomics(),
