@@ -1,7 +1,8 @@
 """The systems to compare with. Each adapter finds the user's own installation, or says why there is none.
 
 Interfaces are those of the projects' own documentation, examples and tests; versions differ, so whatever an adapter
-raises becomes the reason why there is no time, and no time counts before the result was found right.
+raises becomes the reason why there is no time, and no time counts before the result was found right. NVIDIA's tilus is
+not among them: its module has the name of ours, so one process cannot import both.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from tilus.bench.case import Case, Peer, Product, pack_along_k, values_of
 from tilus.kernels.dispatch import matmul
 
+_INTEGERS = tuple(f"u{bits}" for bits in range(1, 9))
 _WHOLE = {"u1": 1, "u2": 2, "u4": 4, "u8": 8}
 
 
@@ -202,6 +204,50 @@ def _bitblas(case: Case) -> Product:
     )
 
 
+def _humming(case: Case) -> Product:
+    """Follow humming's README: random weights of its own making, which come with what they stand for."""
+    dtypes, layers, tests = (importlib.import_module(f"humming.{name}") for name in ("dtypes", "layer", "utils.test"))
+    kind = getattr(dtypes, f"uint{case.weight[1:]}")
+    n, k, half = case.layer.n, case.layer.k, dtypes.float16
+    layer = layers.HummingLayer(
+        shape_n=n,
+        shape_k=k,
+        a_dtype=half,
+        b_dtype=kind,
+        c_dtype=half,
+        bs_dtype=half,
+        weight_scale_group_size=case.group,
+    ).to(case.device)
+    made = tests.generate_random_weight(n=n, k=k, group_size=case.group, dtype=kind, scale_dtype=half)
+    _, reference, weight, scale, _, _ = made
+    layer.load_weight(weight=weight, weight_scale=scale)
+    layer.finish_load()
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        rows = next((size for size in (16, 32, 64) if x.shape[0] <= size), 64)
+        y: torch.Tensor = layer(inputs=x, block_shape=(rows, 256, 64), warp_shape=(rows, 64, 64))
+        return y
+
+    return Product(run, reference)
+
+
+def _fp6_llm(case: Case) -> Product:
+    """Follow FP6-LLM's README: any 32-bit words are codes, and its own function says what they stand for."""
+    fp6: Any = importlib.import_module("fp6_llm")
+    n, k = case.layer.n, case.layer.k
+    words = torch.randint(-(1 << 31), 1 << 31, (n, k // 16 * 3), dtype=torch.int64).to(torch.int32)
+    scale = torch.full((n,), 0.01, dtype=torch.half)
+    reference = fp6.weight_dequant_cpu(words, scale).to(case.device)
+    packed, scale = fp6.weight_prepacking_cpu(words).to(case.device), scale.to(case.device)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        # As many parts of K as give 128 multiprocessors a block of 256 rows each.
+        y: torch.Tensor = fp6.linear_forward_cuda(packed, scale, x, max(128 * 256 // n, 1))
+        return y
+
+    return Product(run, reference)
+
+
 PEERS: tuple[Peer, ...] = (
     Peer("tilus", _here, _not_dense, _tilus),
     Peer("cuBLAS", _here, _only("f16"), _cublas),
@@ -212,4 +258,6 @@ PEERS: tuple[Peer, ...] = (
     Peer("Machete", _installed("vllm"), _only("u4", "u8", group=(64, 128), multiples=(128, 64)), _machete),
     Peer("gemlite", _installed("gemlite"), _only(*_WHOLE, group=(32, 64, 128), multiples=(32, 32)), _gemlite),
     Peer("BitBLAS", _installed("bitblas"), _only(*_WHOLE, group=(32, 64, 128), multiples=(16, 128)), _bitblas),
+    Peer("humming", _installed("humming"), _only(*_INTEGERS, multiples=(256, 64)), _humming),
+    Peer("FP6-LLM", _installed("fp6_llm"), _only("f6e3m2", group=(-1,), multiples=(256, 64)), _fp6_llm),
 )
