@@ -12,7 +12,7 @@ from tilus.ir.program import Program
 from tilus.ir.target import Target
 from tilus.ir.types import PointerType
 from tilus.lang import KernelDef, define
-from tilus.runtime.arguments import Buffer, check_argument, device_of, multiple_of
+from tilus.runtime.arguments import Buffer, argument_checker, device_of, multiple_of
 from tilus.runtime.compiled import CompiledKernel
 from tilus.runtime.knobs import knobs
 from tilus.runtime.launch_cuda import device_target
@@ -27,6 +27,7 @@ class BoundKernel:
         self.constants = dict(constants)
         self._names = [p.name for p in definition.params]
         self._kinds = definition.param_types(constants)
+        self._checkers = [argument_checker(n, k) for n, k in zip(self._names, self._kinds, strict=True)]
         self._variants: dict[tuple[Any, ...], CompiledKernel] = {}
 
     def __call__(self, *args: Any) -> None:
@@ -65,7 +66,7 @@ class BoundKernel:
                 f"got {len(args)}",
                 hint="compile-time constants are passed by keyword",
             )
-        return [check_argument(n, k, a) for n, k, a in zip(self._names, self._kinds, args, strict=True)]
+        return [check(a) for check, a in zip(self._checkers, args, strict=True)]
 
     def _variant(self, target: Target, promises: tuple[int, ...]) -> CompiledKernel:
         key = (target.name, promises)
@@ -79,9 +80,10 @@ class BoundKernel:
 def _target_of(values: Sequence[Buffer | int | float]) -> Target:
     """Return the target of a call: the knob's, else where the arguments live."""
     device = device_of(values)
-    if not knobs.target:
+    name = knobs.target
+    if not name:
         return host_target() if device == "cpu" else device_target(device)
-    chosen = find_target(knobs.target)
+    chosen = find_target(name)
     if (chosen.machine == "cuda") != (device != "cpu"):
         raise LaunchError(
             f"TILUS_TARGET={chosen.name}, but the arguments live on {'the CPU' if device == 'cpu' else device}",
