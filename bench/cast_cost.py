@@ -18,7 +18,7 @@ from sass_counts import weight_types
 
 from tilus.casts import linear
 from tilus.dtypes import Codebook, DataType, Float, dtype
-from tilus.kernels.cast_cost import CastCost, cast_cost, count
+from tilus.kernels.cast_cost import CastCost, cast_cost, count, fill_cost
 from tilus.runtime.nvrtc import compile_cuda
 from tilus.runtime.sass import disassemble
 
@@ -42,7 +42,6 @@ def naive(source: DataType, target: DataType, arch: str) -> CastCost:
         int bit = i * {source.nbits}, shift = bit % 32;
         unsigned code = w[bit / 32] >> shift;
         if (shift + {source.nbits} > 32) code |= w[bit / 32 + 1] << (32 - shift);
-        code &= {(1 << source.nbits) - 1};
         float x = {_value(source)};
         unsigned half = {CONVERSIONS[target.name]};
         out[i / 2] = i % 2 ? out[i / 2] | half << 16 : half;
@@ -61,18 +60,21 @@ def _table(source: DataType) -> str:
 
 
 def _value(source: DataType) -> str:
-    kind = linear(source)
+    """Return the value of a code, above which other bits may be."""
+    kind, spare, mask = linear(source), 32 - source.nbits, (1 << source.nbits) - 1
+    if source.is_integer and source.is_signed:
+        return f"(float)((int)(code << {spare}) >> {spare})"
     if kind is not None:
-        return f"(float)(int)(code ^ {kind.flipped}u) + {float(kind.offset)!r}f"
+        return f"(float)(int)(code & {mask}) + {float(kind.offset)!r}f"
     if not isinstance(source, Float):
-        return "table[code]"
+        return f"table[code & {mask}]"
     m, bias = source.mantissa_bits, source.bias
     fields = f"unsigned e = code >> {m} & {(1 << source.exponent_bits) - 1}, f = code & {(1 << m) - 1};"
     normal = f"__uint_as_float((e + {127 - bias}) << 23 | f << {23 - m})"
     subnormal = f"(float)f * {2.0 ** (1 - bias - m)!r}f"
     return (
         f"[](unsigned code) {{ {fields} float y = e ? {normal} : {subnormal}; "
-        f"return code >> {source.nbits - 1} ? -y : y; }}(code)"
+        f"return code >> {source.nbits - 1} ? -y : y; }}(code & {mask})"
     )
 
 
@@ -106,18 +108,18 @@ def _row(source: DataType, target: DataType, arch: str) -> dict[str, object]:
     row: dict[str, object] = {"type": source.name, "to": target.name, "target": arch}
     for way, cost in ways.items():
         row |= {f"{way}_alu": round(cost.alu, 3), f"{way}_issue": round(cost.issue, 3)}
-    return row
+    return row | {"fill": fill_cost(source, target, arch)}
 
 
 def _markdown(rows: list[dict[str, object]]) -> Iterator[str]:
     yield "# Casts: instructions per element, counted in machine code\n"
     yield "Written by `python bench/cast_cost.py`. alu: on the pipe of logical operations, permutations and right"
     yield "shifts; all: on every pipe. Numbers are what matrix products take, values what a plain cast gives; naive is"
-    yield "one code at a time.\n"
-    yield "| type | to | target | numbers: alu | all | values: alu | all | naive: alu | all |"
-    yield "|---|---|---|---|---|---|---|---|---|"
+    yield "one code at a time. fill: instructions of a warp that fill a codebook's table, which each block does once.\n"
+    yield "| type | to | target | numbers: alu | all | values: alu | all | naive: alu | all | fill |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
     for row in rows:
-        cells = (f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row.values())
+        cells = (f"{cell:.2f}" if isinstance(cell, float) else str(cell or "") for cell in row.values())
         yield f"| {' | '.join(cells)} |"
 
 

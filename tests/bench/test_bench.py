@@ -51,6 +51,20 @@ def test_sass_counts() -> None:
     assert done.stdout.count("sm_80") == 2
 
 
+def test_cast_cost(monkeypatch, capsys) -> None:
+    """Ours is cheaper than the naive sequence for every kind of type, and only a codebook has a table to fill."""
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    bench = importlib.import_module("cast_cost")
+    monkeypatch.setattr(bench, "CONVERSIONS", {"f16": bench.CONVERSIONS["f16"]})
+    monkeypatch.setattr(sys, "argv", ["bench/cast_cost.py", "--types", "i4,nf4", "--targets", "sm_80", "--no-write"])
+    bench.main()
+    found = [line.strip("|").split("|") for line in capsys.readouterr().out.splitlines() if "| sm_80 |" in line]
+    assert [cells[0].strip() for cells in found] == ["i4", "nf4"]
+    for name, _, _, numbers, _, values, _, naive, _, fill in found:
+        assert float(numbers) <= float(values) < float(naive)
+        assert bool(fill.strip()) == (name.strip() == "nf4")
+
+
 def test_a_wrong_peer_is_not_timed(modules) -> None:
     import numpy as np
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tilus.casts import best_unpacking
@@ -57,15 +58,35 @@ def cast_cost(source: DataType, target: DataType, arch: str, *, numbers: bool = 
     return count(CompiledKernel(program, find_target(arch)).sass, elements)
 
 
+def fill_cost(source: DataType, target: DataType, arch: str) -> int:
+    """Return how many instructions of a warp fill the table of a codebook, as each block does once; 0 without one.
+
+    The loop is unrolled by the compiler: each store counts for its share of all that stands before the barrier.
+    """
+    kernel = CompiledKernel(cast_program(source, target, numbers=False)[0], find_target(arch))
+    before, _ = _parts(kernel.sass)
+    stores = sum(instruction.opcode == "STS" for instruction in before)
+    return round(len(before) / stores * kernel.resources.dynamic_shared / (4 * _LANES)) if stores else 0
+
+
 def count(sass: str, elements: int) -> CastCost:
-    """Return the cost of the one function in disassembled code that converts so many elements in each thread."""
-    [function] = parse_sass(sass)
+    """Return the cost of the one function in disassembled code that converts so many elements in each thread.
+
+    What stands before a barrier fills a table, and does not count.
+    """
     pipes = {"alu": 0, "fma": 0, "other": 0}
-    for instruction in function.instructions:
-        if _works(instruction):
-            pipe = instruction.klass.pipe
-            pipes[pipe if pipe in pipes else "other"] += 1
+    for instruction in filter(_works, _parts(sass)[1]):
+        pipe = instruction.klass.pipe
+        pipes[pipe if pipe in pipes else "other"] += 1
     return CastCost(**{pipe: number / elements for pipe, number in pipes.items()})
+
+
+def _parts(sass: str) -> tuple[Sequence[Instruction], Sequence[Instruction]]:
+    """Return the instructions of a function before its last barrier, and those behind it."""
+    [function] = parse_sass(sass)
+    code = function.instructions
+    begin = max((i for i, instruction in enumerate(code, 1) if instruction.opcode == "BAR"), default=0)
+    return code[:begin], code[begin:]
 
 
 def _works(instruction: Instruction) -> bool:
