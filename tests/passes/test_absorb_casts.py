@@ -7,7 +7,7 @@ import pytest
 
 from tilus import vm
 from tilus.casts import best_unpacking
-from tilus.dtypes import dtype, f32
+from tilus.dtypes import bf16, dtype, f16, f32
 from tilus.ir.instructions import Cast, Dot, Elementwise, Full, Unpack, View, result_type
 from tilus.ir.parser import parse
 from tilus.ir.printer import to_text
@@ -169,6 +169,13 @@ def test_products_that_are_used_or_defined_again_keep_their_scale():
         assert scaled_accumulators(Case("f4e2m1", scale=scale, result=result)) == 2
 
 
+def test_what_a_product_is_added_to_is_not_scaled():
+    case = Case("f4e2m1", scale=SCALED, result="r")
+    program = parse(to_text(case.program()).replace("full(value=0.0,", "full(value=1.0,"))
+    assert "full(value=1.0," in to_text(program)
+    np.testing.assert_array_equal(case.run(absorb_casts(program, target("sm_80"))), case.run(program))
+
+
 def test_codes_in_parts():
     case = Case("u8", to="f16")
     program = case.program()
@@ -190,6 +197,31 @@ def test_codes_in_parts():
     np.testing.assert_array_equal(results[0], codes.astype(float) @ x)
     np.testing.assert_array_equal(results[1], results[0])
     np.testing.assert_array_equal(results[2], results[0])
+
+
+def test_codes_cast_to_two_types_are_unpacked_to_both():
+    other = "  b: register[bf16, ({rows}, {k})] = cast(x=c, dtype=bf16)\n  h: register[f16, ({rows}, {k})] = cast(x=b, dtype=f16)\n"
+    case = Case(after=other + '  w: register[{to}, ({rows}, {k})] = elementwise(op="mul", args=(v, h))\n')
+    program = case.program()
+    after = absorb_casts(program, target("sm_80"))
+    assert {(inst.dtype, inst.form) for inst in found(after, Unpack)} == {(f16, "value"), (bf16, "value")}
+    np.testing.assert_array_equal(case.run(after), case.run(program))
+
+
+def test_codes_of_a_codebook_stay_casts():
+    text = to_text(Case().program()).replace("u4", "nf4")
+    after = absorb_casts(parse(text), target("sm_80"))
+    assert found(after, Cast)
+    assert not found(after, Unpack)
+
+
+def test_products_in_half_precision_are_given_values():
+    """What numbers are off by would not fit the accumulators."""
+    text = to_text(Case(result="r", scale=f"  r: register[f32, ({ROWS}, 8)] = cast(x=y, dtype=f32)\n").program())
+    text = text.replace("zero: register[f32", "zero: register[f16").replace("full(value=0.0,", "full(value=0.0_f16,")
+    program = parse(text.replace("y: register[f32", "y: register[f16"))
+    after = absorb_casts(program, target("sm_80"))
+    assert [inst.form for inst in found(after, Unpack)] == ["value"]
 
 
 def test_other_programs_and_targets_are_left_alone():
