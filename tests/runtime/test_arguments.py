@@ -1,7 +1,6 @@
 """What counts as an argument: described rightly, checked against its parameter, copied where it must be."""
 
 import timeit
-from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -216,4 +215,4 @@ def test_one_device():
     assert device_of([here, 3, there]) == "cpu"
     assert device_of([3]) == "cpu"
     with pytest.raises(LaunchError, match="different devices: cpu, cuda:0"):
-        device_of([here, replace(there, device="cuda:0")])
+        device_of([here, there._replace(device="cuda:0")])

@@ -250,7 +250,7 @@ def test_only_a_gpu_has_ptx_and_only_the_cpu_runs_it_here():
         scale_rows.compile(target="cpu").check(x, s, x.copy(), 2, 16)
     built = scale_rows.compile(target="simt")
     values = [check_argument(n, k, a) for n, k, a in zip("xsymn", built._kinds, (x, s, x, 2, 16), strict=True)]
-    there = [replace(v, device="cuda:0") if isinstance(v, Buffer) else v for v in values]
+    there = [v._replace(device="cuda:0") if isinstance(v, Buffer) else v for v in values]
     with pytest.raises(LaunchError, match="the arguments live on cuda:0, the PTX runs on the CPU"):
         simulate(built, there, (x, s, x, 2, 16), (2, 1))
 
