@@ -59,7 +59,7 @@ def warp_cycles(instructions: Iterable[Instruction], cubin: bytes, kernel: str) 
 
 
 def _latency(instruction: Instruction, far: int) -> int:
-    if instruction.opcode == "LDGSTS":
-        return _OPERANDS_READ
     kind = instruction.klass.kind
+    if instruction.opcode == "LDGSTS" or instruction.klass.pipe == "tma":
+        return _OPERANDS_READ
     return far if kind in ("gmem", "local") else _LATENCY.get(kind, _VARIABLE)
