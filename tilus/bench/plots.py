@@ -26,7 +26,7 @@ def draw(rows: Sequence[Row], memory: float, tensor: float, title: str, folder: 
     folder.mkdir(parents=True, exist_ok=True)
     pictures = {"floor.png": _floors(rows), "roofline.png": _roofline(rows, memory, tensor)}
     for name, figure in pictures.items():
-        figure.suptitle(title)
+        figure.suptitle(title, fontsize="small", wrap=True)
         figure.savefig(folder / name, dpi=120)
     return [folder / name for name in pictures]
 
@@ -58,9 +58,8 @@ def _floors(rows: Sequence[Row]) -> Any:
             batches = [row.m for row in curve]
             over = [row.microseconds / row.floor for row in curve]
             axes.plot(batches, over, "o-" if system == "tilus" else "x--", label=f"{system} {weight}")
-        axes.set(
-            title=f"{layer}, {layer.n} x {layer.k}", xlabel="M", ylabel="time / floor", xscale="log", ylim=(0, None)
-        )
+        axes.set(title=f"{layer}, {layer.n} x {layer.k}", xlabel="M", ylabel="time / floor", ylim=(0, None))
+        axes.set_xscale("log", base=2)
         axes.axhline(1, color="black", linewidth=0.8)
     panels[0].legend(fontsize="x-small")
     for axes in panels[len(layers) :]:

@@ -12,6 +12,8 @@ issue    instructions of the busiest multiprocessor: a slot for each, two cycles
 shared   passes through the banks of its shared memory
 tensor   its tensor-core instructions, padding included
 
+What a trip loads and needs at once counts at an idle memory's latency, which is too kind while memory is busy.
+
 Before, between and behind the waves come fixed costs: the launch, the first bytes, and the code outside the loop. Where
 they are more than all the rest, latency is what bounds the kernel.
 """
