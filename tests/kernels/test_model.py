@@ -56,7 +56,7 @@ def humming(weight: str, m: int, device: str) -> float:
     weights = 256
     facts = CodeFacts(
         weights=weights, instructions=round(HUMMING[weight] * weights), alu=0, half=0, wavefronts=0,
-        flops=weights * 32 * 2 * 16, cycles=0, edge_cycles=0, registers=128, spills=0, shared_bytes=0, blocks_per_sm=1,
+        flops=weights * 32 * 2 * 16, cycles=(0, 0), edge_cycles=0, registers=128, spills=0, shared_bytes=0, blocks_per_sm=1,
     )  # fmt: skip
     return predict(shape, configuration, facts, DEVICES[device]).total + DO_BENCH
 
@@ -79,7 +79,7 @@ def test_tensor_cores_bound_large_batches_as_measured() -> None:
 
 
 SLIM = CodeFacts(
-    weights=256, instructions=300, alu=100, half=0, wavefronts=40, flops=131072, cycles=900, edge_cycles=1000,
+    weights=256, instructions=300, alu=100, half=0, wavefronts=40, flops=131072, cycles=(900, 900), edge_cycles=1000,
     registers=128, spills=0, shared_bytes=81920, blocks_per_sm=2,
 )  # fmt: skip
 
@@ -90,7 +90,7 @@ SLIM = CodeFacts(
         ({}, "memory"),
         ({"instructions": 1600}, "issue"),
         ({"alu": 800}, "issue"),
-        ({"cycles": 2000}, "latency"),
+        ({"cycles": (500, 2000)}, "latency"),
         ({"wavefronts": 400}, "shared"),
         ({"flops": 131072 * 8}, "tensor"),
     ],
@@ -125,7 +125,7 @@ def test_small_products_are_bound_by_what_is_fixed() -> None:
 
 def test_a_block_too_many_takes_a_wave() -> None:
     one, two = (problem("i4", 1, 64 * blocks, 8192) for blocks in (264, 265))
-    facts = replace(SLIM, cycles=20_000)  # latency alone
+    facts = replace(SLIM, cycles=(20_000, 20_000))  # latency alone
     first, second = (predict(shape, default_configuration(shape), facts, H100) for shape in (one, two))
     assert (first.waves, first.blocks) == (1, 264)
     assert second.waves > 1
@@ -151,7 +151,9 @@ def test_facts_are_read_from_machine_code_once(monkeypatch) -> None:
     assert facts.weights == 64 * 128 * 4 // 128
     assert facts.flops == facts.weights * 32 * 2 * 8
     assert facts.spills == 0
-    assert facts.instructions < facts.cycles < 16 * facts.instructions
+    early, late = facts.cycles
+    assert facts.instructions < early <= late < 16 * facts.instructions
+    assert facts.trip_cycles(1000) == pytest.approx((early + late) / 2)
     # A trip writes 4 KiB of weights and 2 KiB of activations for each slice, and reads them once.
     assert facts.wavefronts == 2 * (4 + 2) * 1024 // 128
     code_facts.cache_clear()

@@ -37,7 +37,7 @@ def compiled(monkeypatch) -> list[Configuration]:
 
     def facts(configuration: Configuration, form: object, target: str) -> CodeFacts:
         asked.append(configuration)
-        return CodeFacts(256, 300, 100, 0, 40, 131072, 9000 // configuration["STAGES"], 1000, 128, 0, 81920, 2)
+        return CodeFacts(256, 300, 100, 0, 40, 131072, (9000 // configuration["STAGES"],) * 2, 1000, 128, 0, 81920, 2)
 
     monkeypatch.setattr(tuning, "code_facts", facts)
     return asked
@@ -69,7 +69,7 @@ def test_few_are_compiled_and_the_default_is_one(compiled) -> None:
 
 def test_what_spills_is_the_last_resort(monkeypatch) -> None:
     def spilling(configuration: Configuration, form: object, target: str) -> CodeFacts:
-        return CodeFacts(256, 300, 100, 0, 40, 131072, 900, 0, 255, 8 * (configuration["SLICES"] > 1), 81920, 2)
+        return CodeFacts(256, 300, 100, 0, 40, 131072, (900, 900), 0, 255, 8 * (configuration["SLICES"] > 1), 81920, 2)
 
     monkeypatch.setattr(tuning, "code_facts", spilling)
     assert {one.configuration["SLICES"] for one in tuning.ranked(SHAPE, DEVICES["h100"])} == {1}

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from tests.runtime.compiled import binary, sass
-from tilus.runtime.sass import parse_sass
+from tilus.runtime import warp_time
+from tilus.runtime.sass import Instruction, parse_sass
 from tilus.runtime.warp_time import warp_cycles
 
 CHAIN = """
 extern "C" __global__ void chain(float* y, const float* x) {{
-  float a = {load}, b = y[1];
+  float a = y[0], b = y[1];
   {work}
   y[threadIdx.x] = a;
 }}
 """
 
 
-def cycles(work: str, arch: str, load: str = "y[0]") -> int:
-    source = CHAIN.format(work=work, load=load)
+def cycles(work: str, arch: str, latency: int = 500) -> int:
+    source = CHAIN.format(work=work)
     [function] = parse_sass(sass(source, arch))
     [end] = [at for at, i in enumerate(function.instructions) if i.opcode == "EXIT"]  # behind it there is padding
-    return warp_cycles(function.instructions[:end], binary(source, arch).cubin, function.name)
+    return warp_cycles(function.instructions[:end], binary(source, arch).cubin, function.name, latency)
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_89", "sm_90a"])
@@ -30,8 +33,28 @@ def test_a_multiply_add_that_needs_the_last_one_takes_four_cycles(arch: str) -> 
     assert cycles(step * 30, arch) - cycles(step * 10, arch) == 20 * 4
 
 
-@pytest.mark.parametrize(("arch", "latency"), [("sm_80", 466), ("sm_90a", 479)])
+def machine_code(monkeypatch, *rows: tuple[str, int, int, int, int]) -> list[Instruction]:
+    """Make instructions of (opcode, stall, board set by the result, board set when operands are read, boards awaited)."""
+    code = b"".join(
+        ((stall | written << 5 | read << 8 | waits << 11) << 105).to_bytes(16, "little")
+        for _, stall, written, read, waits in rows
+    )
+    section = SimpleNamespace(data=code)
+    monkeypatch.setattr(warp_time, "read_cubin", lambda cubin: SimpleNamespace(sections={".text.f": section}))
+    return [Instruction(16 * at, "", row[0], (), ()) for at, row in enumerate(rows)]
+
+
+def test_a_scoreboard_counts(monkeypatch) -> None:
+    loads = machine_code(monkeypatch, ("LDG", 1, 2, 7, 0), ("LDG", 1, 3, 2, 0), ("PRMT", 4, 7, 7, 0b100))
+    assert warp_cycles(loads, b"", "f", 1000) == 1000 + 4  # not when the second load has read its address
+    copies = machine_code(monkeypatch, ("LDGSTS", 2, 7, 0, 0), ("UBLKCP", 2, 7, 1, 0), ("IADD3", 4, 7, 7, 0b11))
+    assert warp_cycles(copies, b"", "f", 1000) == 17 + 4  # asynchronous: only what they read is waited for
+    waits = machine_code(monkeypatch, ("LDS", 1, 0, 7, 0), ("FFMA", 4, 7, 7, 1), ("FFMA", 4, 7, 7, 1))
+    assert warp_cycles(waits, b"", "f", 1000) == 30 + 4 + 4
+
+
+@pytest.mark.parametrize(("arch", "latency"), [("sm_80", 300), ("sm_90a", 1000)])
 def test_a_load_whose_address_was_loaded_waits_for_memory(arch: str, latency: int) -> None:
     hop = "a = x[(int)a];"
-    more = cycles(hop * 3, arch) - cycles(hop * 2, arch)
+    more = cycles(hop * 3, arch, latency) - cycles(hop * 2, arch, latency)
     assert latency < more < latency + 60  # and the conversion and the address

@@ -50,7 +50,7 @@ def explain(weight: str, shape: str, name: str | None, group: int, activation: s
     device = find_device(name or _this_gpu() or "h100")
     problem = named_problem(weight, tilus.dtype(activation), group, product_shape(shape))
     found = explained(problem, device)
-    rows: list[dict[str, Any]] = [_row(one) for one in found]
+    rows: list[dict[str, Any]] = [_row(one, device.latency * device.clock) for one in found]
     best, moved = found[0].prediction, memory_bytes(problem)
     if as_json:
         record = {"weight": weight, "device": asdict(device), "shape": shape, "bytes": moved, "floor": best.floor}
@@ -80,7 +80,8 @@ def _this_gpu() -> str | None:
         return None
 
 
-def _row(one: Any) -> dict[str, Any]:
+def _row(one: Any, cycles: float) -> dict[str, Any]:
+    """Return a line; a load takes so many cycles."""
     prediction, facts = one.prediction, one.facts
     times = {"time": prediction.total, "fixed": prediction.fixed, **prediction.parts}
     return {
@@ -88,7 +89,7 @@ def _row(one: Any) -> dict[str, Any]:
         **{name: round(time, 1) for name, time in times.items()},
         "bound": prediction.bound,
         "instr/weight": round(facts.instructions_per_weight, 2),
-        "cycles/trip": facts.cycles,
+        "cycles/trip": round(one.facts.trip_cycles(cycles)),
         "registers": facts.registers,
         "spills": facts.spills,
         "KiB in flight": prediction.flight,

@@ -38,8 +38,7 @@ class Device:
     tensor_sync : float
         TFLOP/s of `mma.sync`, which is all that Hopper's tensor cores do without `wgmma`.
     latency : float
-        Nanoseconds that a read takes while memory is busy: bytes in flight / latency is the rate. (Idle, it is about
-        half: `warp_time`.)
+        Nanoseconds that a read takes while memory is busy: bytes in flight / latency is the rate.
     launch : float
         Microseconds from the end of a kernel to the start of the next one's blocks in a CUDA graph.
     half_rate : int

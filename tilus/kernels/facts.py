@@ -17,6 +17,7 @@ from tilus.runtime.sass import Instruction, parse_sass
 from tilus.runtime.warp_time import warp_cycles
 from tilus.runtime.weights.weight import WeightFormat
 
+LATENCIES = (500, 1500)  # cycles: an idle memory, a busy one
 _FILE = "facts.json"
 _SHAPE = re.compile(r"(16)(8)(8|16|32)")
 _BANKS_BYTES = 128  # that shared memory moves in a cycle
@@ -37,10 +38,10 @@ class CodeFacts:
         Passes through the banks of shared memory, copies from global memory included.
     flops : int
         Of the tensor cores, padding and correction sums included.
-    cycles : int
-        Of a warp alone: see `tilus.runtime.warp_time`.
+    cycles : (int, int)
+        Of a warp alone where a load from device memory takes each of `LATENCIES`: see `tilus.runtime.warp_time`.
     edge_cycles : int
-        The same for the code before and behind the loop, once.
+        The same for the code before and behind the loop, once, at the lower one.
     registers, spills, shared_bytes, blocks_per_sm : int
         See `Resources`.
     """
@@ -51,12 +52,17 @@ class CodeFacts:
     half: int
     wavefronts: int
     flops: int
-    cycles: int
+    cycles: tuple[int, int]
     edge_cycles: int
     registers: int
     spills: int
     shared_bytes: int
     blocks_per_sm: int
+
+    def trip_cycles(self, latency: float) -> float:
+        """Return the cycles of a warp alone for a trip where a load from device memory takes so many."""
+        early, late = self.cycles
+        return early + (late - early) * (latency - LATENCIES[0]) / (LATENCIES[1] - LATENCIES[0])
 
     @property
     def instructions_per_weight(self) -> float:
@@ -71,7 +77,8 @@ def code_facts(configuration: Configuration, form: WeightFormat, target: str) ->
     key = disk.cache_key(kernel=compiled.cache_key, what=_FILE)
     kept = disk.get(key, [_FILE])
     if kept is not None:
-        return CodeFacts(**json.loads(kept[_FILE]))
+        record = json.loads(kept[_FILE])
+        return CodeFacts(**record | {"cycles": tuple(record["cycles"])})
     found = _read(compiled, form, configuration)
     disk.put(key, {_FILE: json.dumps(asdict(found)).encode()})
     return found
@@ -85,6 +92,7 @@ def _read(compiled: CompiledKernel, form: WeightFormat, configuration: Configura
     [function] = [f for f in parse_sass(compiled.sass) if f.name == name]
     places = [i.address for i in loop.instructions]
     edges = [i for i in function.instructions if not min(places) <= i.address <= max(places)]
+    early, late = (_trip_cycles(loop.instructions, compiled.cubin, name, latency) for latency in LATENCIES)
     return CodeFacts(
         weights=cost.weights_per_trip,
         instructions=len(loop.instructions),
@@ -92,13 +100,19 @@ def _read(compiled: CompiledKernel, form: WeightFormat, configuration: Configura
         half=loop.mix["half2"],
         wavefronts=sum(map(_wavefronts, loop.instructions)),
         flops=sum(map(_flops, loop.instructions)),
-        cycles=warp_cycles(loop.instructions, compiled.cubin, name),
-        edge_cycles=warp_cycles(_executed(edges), compiled.cubin, name),
+        cycles=(early, late),
+        edge_cycles=warp_cycles(_executed(edges), compiled.cubin, name, LATENCIES[0]),
         registers=cost.registers,
         spills=cost.spills,
         shared_bytes=cost.shared_bytes,
         blocks_per_sm=cost.blocks_per_sm,
     )
+
+
+def _trip_cycles(trip: tuple[Instruction, ...], cubin: bytes, kernel: str, latency: int) -> int:
+    """Return the cycles of a trip behind another one, for what that has loaded too late."""
+    first, both = (warp_cycles(trip * times, cubin, kernel, latency) for times in (1, 2))
+    return both - first
 
 
 def _executed(instructions: Iterable[Instruction]) -> list[Instruction]:

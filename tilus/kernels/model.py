@@ -7,12 +7,10 @@ hold; in a wave each resource takes its own time, and the slowest one decides (t
 memory   bytes of weights, scales, activations and results, at the copy rate
 l2       what the blocks read, activations once for each block, at the second-level cache's rate
 latency  the longer of two: a block's bytes, when `bytes in flight / latency` is all it gets (Little's law); and the
-         trips of a warp that nobody disturbs, whose stalls its machine code states
+         trips of a warp that nobody disturbs, whose stalls its machine code states, and what it loads and needs at once
 issue    instructions of the busiest multiprocessor: a slot for each, two cycles on the narrow pipe of logic
 shared   passes through the banks of its shared memory
 tensor   its tensor-core instructions, padding included
-
-What a trip loads and needs at once counts at an idle memory's latency, which is too kind while memory is busy.
 
 Before, between and behind the waves come fixed costs: the launch, the first bytes, and the code outside the loop. Where
 they are more than all the rest, latency is what bounds the kernel.
@@ -168,7 +166,7 @@ def _wave(
         warps = busiest * problem.form.pack.warps * trips
         microsecond = device.clock * 1e3
         slots = max(facts.instructions, _NARROW * facts.alu, device.half_rate * facts.half)
-        found["latency"] = max(found["latency"], trips * facts.cycles / microsecond)
+        found["latency"] = max(found["latency"], trips * facts.trip_cycles(device.latency * device.clock) / microsecond)
         found["issue"] = warps / SCHEDULERS * slots / microsecond
         found["shared"] = warps * facts.wavefronts / microsecond
         found["tensor"] = warps * facts.flops * device.sms / device.tensor_sync * 1e-6

@@ -20,13 +20,12 @@ _SCOREBOARDS = 6
 _NONE = 7
 _OPERANDS_READ = 15  # cycles after which a memory instruction has read its registers
 _VARIABLE = 25  # cycles of results that are late but come from no memory: conversions, reciprocals, special registers
-# Cycles from issue to result by kind of memory, and of device memory by architecture, on an idle machine: Luo et al.,
-# "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture" (arXiv:2402.13499), tables of latencies.
+# Cycles from issue to result by kind of memory: Luo et al., "Benchmarking and Dissecting the Nvidia Hopper GPU
+# Architecture" (arXiv:2402.13499), tables of latencies. That of device memory depends on how busy it is.
 _LATENCY = {"lds": 30, "sts": 20, "const": 40, "shuffle": 25}
-_GLOBAL = {80: 466, 86: 500, 89: 542, 90: 479}
 
 
-def warp_cycles(instructions: Iterable[Instruction], cubin: bytes, kernel: str) -> int:
+def warp_cycles(instructions: Iterable[Instruction], cubin: bytes, kernel: str, latency: int) -> int:
     """Return the cycles of one warp alone.
 
     Parameters
@@ -37,23 +36,22 @@ def warp_cycles(instructions: Iterable[Instruction], cubin: bytes, kernel: str) 
         Where they are from.
     kernel : str
         The function's name.
+    latency : int
+        Cycles of a load from device memory.
 
     Notes
     -----
     Copies to shared memory are asynchronous: waiting for their data, and for other warps at a barrier, is not counted.
     """
-    elf = read_cubin(cubin)
-    code = elf.sections[f".text.{kernel}"].data
-    far = _GLOBAL.get(elf.arch, max(_GLOBAL.values()))
+    code = read_cubin(cubin).sections[f".text.{kernel}"].data
     now, ready = 0, [0] * _SCOREBOARDS
     for instruction in instructions:
         bits = int.from_bytes(code[instruction.address : instruction.address + _BYTES], "little") >> 105
         stall, written, read, waits = bits & 15, bits >> 5 & 7, bits >> 8 & 7, bits >> 11 & 63
         now = max([now, *(ready[i] for i in range(_SCOREBOARDS) if waits >> i & 1)])
-        if written != _NONE:
-            ready[written] = now + _latency(instruction, far)
-        if read != _NONE:
-            ready[read] = now + _OPERANDS_READ
+        for board, after in ((written, _latency(instruction, latency)), (read, _OPERANDS_READ)):
+            if board != _NONE:  # it counts: who waits for it waits for all that have set it
+                ready[board] = max(ready[board], now + after)
         now += max(stall, 1)
     return now
 
