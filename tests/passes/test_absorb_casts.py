@@ -31,6 +31,7 @@ class Case:
     after: str = "  w: register[{to}, ({rows}, {k})] = copy(x=v)\n"
     scale: str = ""
     result: str = "y"
+    factor: str = "x"
     k: int = 128
 
     @property
@@ -62,7 +63,7 @@ class Case:
 """
         body = self.after.format(to=self.to, rows=ROWS, k=self.k)
         tail = f"""  zero: register[f32, ({ROWS}, {self.n})] = full(value=0.0, shape=({ROWS}, {self.n}))
-  y: register[f32, ({ROWS}, {self.n})] = dot(a=w, b=x, c=zero)
+  y: register[f32, ({ROWS}, {self.n})] = dot(a=w, b={self.factor}, c=zero)
 {self.scale}  store_global(view=gy, tile={self.result}, offset=(0, 0), dims=(0, 1))
 }}"""
         return parse(head + body + tail)
@@ -118,6 +119,7 @@ def test_products_of_numbers(name):
 
 HALVES = '  w: register[{to}, ({rows}, {k})] = elementwise(op="mul", args=(v, 0.5_f16))\n'
 VALUES = {
+    "twice the weights": Case(after=HALVES.replace("0.5", "2.0")),
     "a large batch": Case(n=64),
     "a number that is no whole one": Case(after=SUB.format("0.5_f16")),
     "something else is done to the weights": Case(after=HALVES),
@@ -199,6 +201,57 @@ def test_codes_in_parts():
     np.testing.assert_array_equal(results[2], results[0])
 
 
+FACTOR = "  xs: register[{to}, (64, {n})] = slice(x=x, offset=(32, 0), shape=(64, {n}))\n"
+OF_WEIGHTS = "  w: register[{to}, ({rows}, 64)] = slice(x=v, offset=(0, 48), shape=({rows}, 64))\n"
+OF_CODES = """  h: register[u4, ({rows}, 80)] = slice(x=c, offset=(0, 40), shape=({rows}, 80))
+  g: register[u4, ({rows}, 64)] = slice(x=h, offset=(0, 8), shape=({rows}, 64))
+  w: register[{to}, ({rows}, 64)] = cast(x=g, dtype={to})
+"""
+
+
+@pytest.mark.parametrize("part", [OF_WEIGHTS, OF_CODES])
+@pytest.mark.parametrize(("n", "form"), [(8, "subnormal"), (64, "value")])
+def test_parts_along_k(part, n, form):
+    case = Case(n=n, after=FACTOR.replace("{n}", str(n)) + part, factor="xs")
+    program = case.program()
+    after = absorb_casts(program, target("sm_80"))
+    assert [inst.form for inst in found(after, Unpack)] == [form]
+    np.testing.assert_array_equal(case.run(after), case.run(program))
+
+
+def test_parts_of_the_rows_stay_casts():
+    rows = """  t: register[u4, (8, 8)] = slice(x=c, offset=(8, 8), shape=(8, 8))
+  u: register[f16, (8, 8)] = cast(x=t, dtype=f16)
+  r: register[f32, (8, 8)] = cast(x=u, dtype=f32)
+"""
+    case = Case(scale=rows, result="r")
+    program = case.program()
+    np.testing.assert_array_equal(case.run(absorb_casts(program, target("sm_80"))), case.run(program))
+
+
+def test_sums_of_codes_wrap_around():
+    more = '  d: register[u4, ({rows}, {k})] = elementwise(op="add", args=(c, 5_u4))\n'
+    case = Case(after=more + "  w: register[{to}, ({rows}, {k})] = cast(x=d, dtype={to})\n")
+    program = case.program()
+    np.testing.assert_array_equal(case.run(absorb_casts(program, target("sm_80"))), case.run(program))
+
+
+def test_codes_without_a_bit_layout_are_not_unpacked():
+    """A view without a bit layout beside one with it."""
+    case = Case()
+    plain = (
+        f"  d: register[u4, ({ROWS}, 128), {case.pack.fragment}] = view(x=p, dtype=u4, layout={case.pack.fragment})\n"
+    )
+    case.after = plain.replace("{", "{{").replace("}", "}}") + (
+        "  e: register[{to}, ({rows}, {k})] = cast(x=d, dtype={to})\n"
+        '  w: register[{to}, ({rows}, {k})] = elementwise(op="mul", args=(v, e))\n'
+    )
+    program = case.program()
+    after = absorb_casts(program, target("sm_80"))
+    assert [inst.bits for inst in found(after, View)] == [None]
+    np.testing.assert_array_equal(case.run(after), case.run(program))
+
+
 def test_codes_cast_to_two_types_are_unpacked_to_both():
     other = "  b: register[bf16, ({rows}, {k})] = cast(x=c, dtype=bf16)\n  h: register[f16, ({rows}, {k})] = cast(x=b, dtype=f16)\n"
     case = Case(after=other + '  w: register[{to}, ({rows}, {k})] = elementwise(op="mul", args=(v, h))\n')
@@ -262,6 +315,9 @@ TWICE = SUB.replace("w: register", "u: register").format("{first}") + (
         ("u4", "bf16", "100.0_bf16", "200.0_bf16", "value"),  # 300 is more than bf16 counts to
         ("u4", "f16", "1000.0_f16", "1000.0_f16", "subnormal"),
         ("u4", "f16", "1000.0_f16", "1500.0_f16", "value"),
+        ("u4", "f16", "1000.0_f16", "1055.0_f16", "value"),  # the largest weight would be one that f16 counts to
+        ("u4", "f16", "-1000.0_f16", "-1040.0_f16", "value"),  # and here the least
+        ("u4", "f16", "z", "z", "subnormal"),
     ],
 )
 def test_sums_that_the_type_would_round_stay_sums_of_the_type(name, to, first, second, form):
