@@ -98,6 +98,8 @@ def _defer_parts(c: Context, out: Tensor, inst: View) -> None:
 def _run(parts: RegisterLayout, words: RegisterLayout, count: int) -> int | None:
     """Return the dimension along which the parts of a word are neighbours, if its own index counts words there."""
     inner, outer = index_table(parts), index_table(words)
+    if inner.shape[-1] != outer.shape[-1]:
+        return None
     steps = inner[:, 1] - inner[:, 0]
     run = int(np.flatnonzero(steps[0])[0])
     scale = np.ones(inner.shape[-1], int)
