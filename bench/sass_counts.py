@@ -39,6 +39,7 @@ COLUMNS = (
     "conflicts",
     "occupancy",
     "KiB in flight",
+    "exposed loads",
 )
 
 
@@ -56,7 +57,7 @@ def main() -> None:
     jobs = [(kind, zero, target, bm) for kind, zero in cases for target in options.targets.split(",") for bm in (8, 16)]
     console = Console(stderr=True)
     rows = [_row(*job) for job in track(jobs, "compiling", console=console, disable=not sys.stderr.isatty())]
-    Console(width=120).print(_table(rows))
+    Console(width=160).print(_table(rows))
     if not options.no_write:
         settings: dict[str, object] = {"group": GROUP, "activation": "f16", "scale": "f16", "bias": True}
         write("sass_counts", settings, rows, dated=False)
@@ -101,6 +102,7 @@ def _row(kind: DataType, zero: ZeroPoint, target: str, bm: int) -> dict[str, obj
         "blocks_per_sm": cost.blocks_per_sm,
         "occupancy": round(cost.occupancy, 3),
         "bytes_in_flight": cost.bytes_in_flight,
+        "exposed_loads": round(cost.exposed_loads, 2),
         "loop_instructions": len(cost.loop.instructions),
         "weights_per_trip": cost.weights_per_trip,
         "mix": {name: count for name, count in cost.loop.mix.items() if count},
@@ -113,7 +115,7 @@ def _cells(row: dict[str, object]) -> Iterator[str]:
     yield from (f"{row['target']}", f"{row['bm']}", f"{row['instructions_per_weight']:.2f}")
     yield from ("-" if before is None else f"{before:.2f}", f"{row['registers']}")
     yield from (f"{row['spilled_bytes']}", f"{row['shared_bytes']}", f"{row['bank_conflicts']}")
-    yield from (f"{row['occupancy']:.0%}", f"{row['bytes_in_flight'] / 1024:.0f}")
+    yield from (f"{row['occupancy']:.0%}", f"{row['bytes_in_flight'] / 1024:.0f}", f"{row['exposed_loads']:.1f}")
 
 
 @cache
@@ -148,7 +150,8 @@ def _markdown(rows: Sequence[dict[str, object]]) -> Iterator[str]:
     yield ""
     yield f"Written by `python bench/sass_counts.py`. f16 activations and scales, groups of {GROUP}, bias; unsigned"
     yield 'integers have zero points. "conflicts": shared-memory wavefronts beyond the ideal in the loop, per block.'
-    yield '"KiB in flight": weights on their way to a multiprocessor that is full of blocks.'
+    yield '"KiB in flight": weights on their way to a multiprocessor that is full of blocks. "exposed loads": how often'
+    yield "a trip of the loop waits for all of a load from device memory."
     yield ""
     yield "| " + " | ".join(COLUMNS) + " |"
     yield "|" + "---|" * len(COLUMNS)

@@ -153,6 +153,7 @@ def test_facts_are_read_from_machine_code_once(monkeypatch) -> None:
     assert facts.spills == 0
     early, late = facts.cycles
     assert facts.instructions < early <= late < 16 * facts.instructions
+    assert facts.trip_cycles(500) == early
     assert facts.trip_cycles(1000) == pytest.approx((early + late) / 2)
     # A trip writes 4 KiB of weights and 2 KiB of activations for each slice, and reads them once.
     assert facts.wavefronts == 2 * (4 + 2) * 1024 // 128

@@ -187,3 +187,22 @@ def test_the_knob_asks_for_measurements(compiled, gpu, capsys) -> None:
             dispatch._chosen(SHAPE, H100, clock)
     assert len(clock.asked) == tuning.TIMED
     assert capsys.readouterr().out.count(" us") == tuning.TIMED
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_fastest_is_kept_and_launches_are_captured() -> None:
+    torch = pytest.importorskip("torch")
+    w = tilus.quantize(torch.randn(512, 1024).half().cuda(), "u4", 128)
+    x = torch.randn(3, 1024).half().cuda()
+    with knobs.scope(tune=True):
+        y = tilus.matmul(x, w)
+        [path] = files()
+        times = json.loads(path.read_text())["microseconds"]
+        assert times
+        assert all(0 < time < 1e4 for time in times.values())
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            z = tilus.matmul(x, w)
+        graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(y, z)

@@ -20,9 +20,11 @@ from tilus.ir.types import RegisterType
 from tilus.kernels.configure import matmul_program
 from tilus.runtime.compiled import CompiledKernel
 from tilus.runtime.hot_loop import HotLoop, hot_loop, instructions_per_weight
+from tilus.runtime.warp_time import warp_cycles
 from tilus.runtime.weights.packing import native_pack
 from tilus.runtime.weights.weight import WeightFormat
 
+LATENCIES = (500, 1500)  # cycles: an idle memory, a busy one
 # What callers of real layers promise: N and K are multiples of 16.
 PROMISES = {"n": 16, "k": 16}
 _CONFLICTS = re.compile(r"(\d+) bank conflicts")
@@ -96,6 +98,22 @@ class MatmulCost:
     def instructions_per_weight(self) -> float:
         """Instructions a thread issues per weight in the hot loop."""
         return instructions_per_weight(self.loop, self.weights_per_trip)
+
+    @cached_property
+    def trip_cycles(self) -> tuple[int, int]:
+        """Cycles of a warp alone for a trip behind another one, where a load takes each of `LATENCIES`."""
+        trip, cubin, kernel = self.loop.instructions, self.compiled.cubin, self.loop.function
+        early, late = (
+            warp_cycles(trip * 2, cubin, kernel, latency) - warp_cycles(trip, cubin, kernel, latency)
+            for latency in LATENCIES
+        )
+        return early, late
+
+    @property
+    def exposed_loads(self) -> float:
+        """Loads from device memory, one after another, whose whole latency a trip waits for; 0 in a good kernel."""
+        early, late = self.trip_cycles
+        return (late - early) / (LATENCIES[1] - LATENCIES[0])
 
     @cached_property
     def bank_conflicts(self) -> int:

@@ -10,14 +10,13 @@ from functools import cache
 
 from tilus.errors import FormatError
 from tilus.kernels.candidates import Configuration
-from tilus.kernels.cost import PROMISES, MatmulCost
+from tilus.kernels.cost import LATENCIES, PROMISES, MatmulCost
 from tilus.runtime import cache as disk
 from tilus.runtime.compiled import CompiledKernel
 from tilus.runtime.sass import Instruction, parse_sass
 from tilus.runtime.warp_time import warp_cycles
 from tilus.runtime.weights.weight import WeightFormat
 
-LATENCIES = (500, 1500)  # cycles: an idle memory, a busy one
 _FILE = "facts.json"
 _SHAPE = re.compile(r"(16)(8)(8|16|32)")
 _BANKS_BYTES = 128  # that shared memory moves in a cycle
@@ -92,7 +91,6 @@ def _read(compiled: CompiledKernel, form: WeightFormat, configuration: Configura
     [function] = [f for f in parse_sass(compiled.sass) if f.name == name]
     places = [i.address for i in loop.instructions]
     edges = [i for i in function.instructions if not min(places) <= i.address <= max(places)]
-    early, late = (_trip_cycles(loop.instructions, compiled.cubin, name, latency) for latency in LATENCIES)
     return CodeFacts(
         weights=cost.weights_per_trip,
         instructions=len(loop.instructions),
@@ -100,19 +98,13 @@ def _read(compiled: CompiledKernel, form: WeightFormat, configuration: Configura
         half=loop.mix["half2"],
         wavefronts=sum(map(_wavefronts, loop.instructions)),
         flops=sum(map(_flops, loop.instructions)),
-        cycles=(early, late),
+        cycles=cost.trip_cycles,
         edge_cycles=warp_cycles(_executed(edges), compiled.cubin, name, LATENCIES[0]),
         registers=cost.registers,
         spills=cost.spills,
         shared_bytes=cost.shared_bytes,
         blocks_per_sm=cost.blocks_per_sm,
     )
-
-
-def _trip_cycles(trip: tuple[Instruction, ...], cubin: bytes, kernel: str, latency: int) -> int:
-    """Return the cycles of a trip behind another one, for what that has loaded too late."""
-    first, both = (warp_cycles(trip * times, cubin, kernel, latency) for times in (1, 2))
-    return both - first
 
 
 def _executed(instructions: Iterable[Instruction]) -> list[Instruction]:
