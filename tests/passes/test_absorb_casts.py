@@ -332,17 +332,27 @@ def test_sums_that_the_type_would_round_stay_sums_of_the_type(name, to, first, s
     np.testing.assert_array_equal(case.run(after), case.run(program))
 
 
-def test_zero_points_that_are_no_bytes_or_are_added_stay_as_they_are():
-    added = SUB.replace('"sub"', '"add"').format("z")
-    for after in (added, SUB.format("x0")):
-        case = Case(after=after)
-        if "x0" in after:
-            case.after = (
-                "  x0: register[{to}, ({rows}, 1)] = full(value=0.25, shape=({rows}, 1))\n".replace("0.25", "0.25_f16")
-                + after
-            )
-        program = case.program()
-        assert [inst.form for inst in found(absorb_casts(program, target("sm_80")), Unpack)] == ["value"]
+def points(value, shape="({rows}, 1)"):
+    return f"  x0: register[{{to}}, {shape}] = {value}\n" + SUB.format("x0")
+
+
+OTHER_POINTS = {
+    "added": SUB.replace('"sub"', '"add"').format("z"),
+    "no bytes": points("full(value=0.25_f16, shape=({rows}, 1))"),
+    "floats": "  e: register[f8e4m3, ({rows}, 1)] = cast(x=z8, dtype=f8e4m3)\n" + points("cast(x=e, dtype=f16)"),
+    "two definitions": points("cast(x=z8, dtype=f16)").replace("  w:", "  x0 = cast(x=z8, dtype=f16)\n  w:"),
+    "one for all rows": "  s: register[u8, (1, 1)] = slice(x=z8, offset=(3, 0), shape=(1, 1))\n"
+    + points("cast(x=s, dtype=f16)", "(1, 1)"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_POINTS)
+def test_what_is_no_zero_point_of_a_row_stays_as_it_is(name):
+    case = Case(after=OTHER_POINTS[name])
+    program = case.program()
+    after = absorb_casts(program, target("sm_80"))
+    assert [inst.form for inst in found(after, Unpack)] == ["value"]
+    np.testing.assert_array_equal(case.run(after), case.run(program))
 
 
 def test_a_constant_that_the_type_rounds_stays_in_its_sum():
