@@ -43,19 +43,31 @@ def run(one: Subject, archs: Sequence[str], every: int) -> list[Row]:
     ]  # fmt: skip
 
 
+def run_again(one: Subject, rows: Sequence[Row]) -> list[Row]:
+    """Run what lived in an earlier run, and correct its rows; return all."""
+    alive = {(r["kind"], r["line"], r["mutant"]): r for r in rows if not r["killer"] and not r["equivalent"]}
+    mutants = [m for m in one.mutants() if (m.kind, m.before.line, m.text) in alive]
+    for mutant, (killer, excuse) in zip(mutants, outcomes(one, mutants), strict=True):
+        alive[mutant.kind, mutant.before.line, mutant.text].update(killer=killer, equivalent=excuse)
+    return list(rows)
+
+
 def main() -> None:
     """Run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kernels", default=",".join(SUBJECTS), help="names, with commas between; none: only the page")
     parser.add_argument("--every", type=int, default=1, help="run one mutant of so many")
+    parser.add_argument("--alive", action="store_true", help="run again only what lived in the run of the result file")
     parser.add_argument("--no-write", action="store_true", help="write no result files")
     options = parser.parse_args()
     file = RESULTS / "mutants.json"
     rows: list[Row] = json.loads(file.read_text())["rows"] if file.exists() and not options.no_write else []
     for name in filter(None, options.kernels.split(",")):
+        before = [r for r in rows if r["kernel"] == name]
         rows = [r for r in rows if r["kernel"] != name]
         for one, archs in _distinct(name):
-            found = run(one, archs, options.every)
+            mine = [r for r in before if r["archs"] == ", ".join(archs)]
+            found = run_again(one, mine) if options.alive else run(one, archs, options.every)
             rows += found
             print(_line(name, str(found[0]["archs"]), found), flush=True)
             if not options.no_write:

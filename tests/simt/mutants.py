@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 from unittest import mock
 
 import numpy as np
 
 from tests.agreement.machines import copies_of, raw
+from tests.simt.reach import never_run
 from tests.simt.traces import MEMORY, Trace, compare, excuse, starts
 from tilus import simt
 from tilus.errors import TilusError
 from tilus.simt import launch
+from tilus.simt.decode import Context, decode
+from tilus.simt.machine import Machine, Step
 from tilus.simt.syntax import Address, Immediate, Instruction, Module, Negated, Operand, Vector
 
 NOTHING = "pmevent 0;"
@@ -335,6 +339,8 @@ class Subject:
         """Return the evidence that a mutant that lives computes the same, or nothing."""
         body = self.module.functions[self.kernel].body
         at = position(body, mutant.at)
+        if at in self.never_run:
+            return "no launch comes there"
         if is_sync(mutant.before):
             return self._of_no_bytes(mutant)
         module = mutant.apply(self.module, self.kernel)
@@ -343,6 +349,20 @@ class Subject:
             for number, shape in enumerate(self.launches)
         ]
         return excuse(mutant.kind, mutant.before.root, found)
+
+    @cached_property
+    def never_run(self) -> set[int]:
+        """Positions of instructions that no launch runs, whatever its arguments."""
+        contexts: dict[int, Context] = {}
+
+        def kept(machine: Machine, code: int) -> tuple[Step, Context]:
+            step, contexts[code] = decode(machine, code)
+            return step, contexts[code]
+
+        with mock.patch.object(launch, "decode", kept):
+            self.run(self.module, self.launches[0], sanitize=False)
+        ran = {at for number in range(len(self.launches)) for at in self.expected(number).trace.results}
+        return never_run(contexts[0].machine.program, [contexts[i] for i in sorted(contexts)], ran)
 
     def _of_no_bytes(self, mutant: Mutant) -> str:
         """Excuse what only orders others by one thing: it ends a group of copies that copy nothing at any shape."""

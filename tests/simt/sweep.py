@@ -72,7 +72,7 @@ class Sweep:
         mutant = self.mutants[i]
         if self.killers[i]:
             return self.killers[i], ""
-        if changes_flow(mutant) or is_sync(mutant.before):
+        if self.at[i] in self.one.never_run or changes_flow(mutant) or is_sync(mutant.before):
             return "", self.one.equivalence(mutant)
         return "", excuse(mutant.kind, mutant.before.root, self.evidence[i])
 

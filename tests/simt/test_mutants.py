@@ -98,6 +98,22 @@ def test_what_only_orders_is_never_excused_by_a_trace(small: Subject) -> None:
     assert small.equivalence(barrier) == ""
 
 
+NEVER = """
+    mov.u32 %r1, 128; sub.u32 %r2, %r1, %ntid.x; setp.eq.u32 %p1, %r2, 64; @%p1 bra ONE; add.u32 %r3, %r1, 5;
+    ONE: setp.eq.u32 %p2, %r190, 7; @%p2 bra TWO; add.u32 %r4, %r1, 6; bra THREE; TWO: add.u32 %r4, %r1, 9;
+    THREE: st.global.u32 [%rd51], %r4;
+"""
+
+
+def test_what_no_launch_runs_excuses() -> None:
+    """Constants and the block's size decide the first branch; an argument, the same here, the second."""
+    shapes = [Launch([np.uint32(0), np.zeros(1, np.uint32)], (1,))]
+    text = kernel(NEVER.replace("st.global", "setp.eq.u32 %p3, %r0, 0; @%p3 st.global"), ["u32", "u64"])
+    one = Subject("never", "sm_80", parse(text), "kernel", 64, 0, shapes)
+    assert outcome(one, "constant", "add.u32 %r3, %r1, 6") == "no launch comes there"
+    assert outcome(one, "constant", "add.u32 %r4, %r1, 10") == ""
+
+
 def test_a_sweep_finds_what_single_runs_find(small: Subject) -> None:
     mutants = small.mutants()
     singly = [(killer, "" if killer else small.equivalence(m)) for m in mutants for killer in [small.killer(m)]]

@@ -15,7 +15,8 @@ _DECIDED = {"brx", "bar", "barrier", "mbarrier", "cp"}  # every operand says whe
 _SPACES = {"global", "shared", "local", "param", "const"}
 
 
-def _successors(program: Program, piece: int) -> Iterator[int]:
+def successors(program: Program, piece: int) -> Iterator[int]:
+    """Yield the pieces of straight-line code that may come behind one."""
     bounds = [*program.leaders, len(program.code)]
     last = program.code[bounds[piece + 1] - 1]
     branch = last.root in ("bra", "brx")
@@ -41,7 +42,7 @@ def _forward(program: Program, contexts: Sequence[Context], step: Callable[[Cont
         state = set(entry[piece])
         for context in contexts[bounds[piece] : bounds[piece + 1]]:
             step(context, state)
-        for target in _successors(program, piece):
+        for target in successors(program, piece):
             new = meet(entry[target], state) if target in entry else state
             if target not in entry or new != entry[target]:
                 entry[target] = set(new)
