@@ -143,6 +143,7 @@ def test_the_command(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr("tilus.bench.gpu.measure_rates", lambda machine: RATES)
     monkeypatch.setattr("tilus.cli.bench.select_layers", lambda names: [TINY])
     options = ("--group", "64", "--batches", "1", "--weights", "u4", "--systems", "tilus,cuBLAS,Marlin")
+    monkeypatch.setattr("tilus.cli.bench.draw", lambda *args: [])
     done = CliRunner().invoke(main, ["bench", *options, "--out", str(tmp_path)], catch_exceptions=False)
     assert done.exit_code == 0
     assert "fake: a copy moves 3.00 TB/s, a matmul does 800 TFLOP/s" in done.output
