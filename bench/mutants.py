@@ -36,11 +36,27 @@ def run(one: Subject, archs: Sequence[str], every: int) -> list[Row]:
     found: list[Outcome] = []
     for batch in track(batches, one.name, console=console, disable=not sys.stderr.isatty()):
         found += outcomes(one, batch)
-    return [
-        {"kernel": one.name, "archs": ", ".join(archs), "kind": mutant.kind, "line": mutant.before.line,
-         "mutant": mutant.text, "killer": killer, "equivalent": excuse, "every": every}
+    rows: list[Row] = [
+        {"kernel": one.name, "archs": ", ".join(archs), "every": every, "kind": mutant.kind, "line": mutant.before.line,
+         "mutant": mutant.text, "killer": killer, "equivalent": excuse, "count": 1}
         for mutant, (killer, excuse) in zip(mutants, found, strict=True)
     ]  # fmt: skip
+    return condensed(rows)
+
+
+def condensed(rows: Sequence[Row]) -> list[Row]:
+    """Return rows of which those that are dead or excused in the same way are one, with their count."""
+    found: dict[tuple[object, ...], Row] = {}
+    for row in rows:
+        settled = {"line": 0, "mutant": ""} if row["killer"] or row["equivalent"] else {}
+        one = {**row, **settled, "count": 0}
+        same = found.setdefault(tuple(one.values()), one)
+        same["count"] = _count(same) + _count(row)
+    return list(found.values())
+
+
+def _count(row: Row) -> int:
+    return int(str(row["count"]))
 
 
 def run_again(one: Subject, rows: Sequence[Row]) -> list[Row]:
@@ -49,7 +65,7 @@ def run_again(one: Subject, rows: Sequence[Row]) -> list[Row]:
     mutants = [m for m in one.mutants() if (m.kind, m.before.line, m.text) in alive]
     for mutant, (killer, excuse) in zip(mutants, outcomes(one, mutants), strict=True):
         alive[mutant.kind, mutant.before.line, mutant.text].update(killer=killer, equivalent=excuse)
-    return list(rows)
+    return condensed(rows)
 
 
 def main() -> None:
@@ -94,8 +110,8 @@ def _distinct(name: str) -> list[tuple[Subject, list[str]]]:
 
 def _score(rows: Sequence[Row]) -> tuple[int, int, int, float]:
     """Return mutants, killed, equivalent, and the share of those not equivalent that were killed."""
-    killed, same = sum(bool(r["killer"]) for r in rows), sum(bool(r["equivalent"]) for r in rows)
-    return len(rows), killed, same, killed / max(len(rows) - same, 1)
+    total, killed, same = (sum(_count(r) for r in rows if r.get(key, True)) for key in ("", "killer", "equivalent"))
+    return total, killed, same, killed / max(total - same, 1)
 
 
 def _reason(row: Row) -> str:
@@ -104,7 +120,7 @@ def _reason(row: Row) -> str:
 
 def _line(name: str, archs: str, rows: Sequence[Row]) -> str:
     total, killed, same, score = _score(rows)
-    named = sum(bool(_reason(r)) for r in rows if not r["killer"] and not r["equivalent"])
+    named = sum(bool(_reason(r)) * _count(r) for r in rows if not r["killer"] and not r["equivalent"])
     shares = sorted({int(str(r["every"])) for r in rows})
     tried = ", ".join(f"one of {every}" if every > 1 else "all" for every in shares)
     cells = (name, archs, tried, total, killed, same, total - killed - same, named, f"{score:.2%}")
@@ -115,8 +131,8 @@ _HEAD = """# Mutants of the library's kernels
 
 Written by `python bench/mutants.py`. One PTX instruction is dropped, changed or moved; the kernel runs on the PTX
 machine at all shapes of `tests/simt/subjects.py`. *killed*: by a finding, an error, or a bit of the results.
-*equivalent*: traces of both show no difference that reaches memory. *survivors*: the rest, *listed* if the reason is
-known. *score*: killed, of all that are not equivalent. *tried*: which mutants were run.
+*equivalent*: traces of both show no difference that reaches memory, or no launch comes there. *survivors*: the rest,
+*listed* if the reason is known. *score*: killed, of all that are not equivalent. *tried*: which mutants were run.
 
 | kernel | architectures | tried | mutants | killed | equivalent | survivors | listed | score |
 |---|---|---|---|---|---|---|---|---|
@@ -140,15 +156,21 @@ def report(rows: Sequence[Row]) -> str:
     listing = [f"* {r['kernel']}: `{r['mutant']}`: {_reason(r) or 'no reason is known'}" for r in alive]
     text += "\n\n## Survivors\n\n" + "\n".join(listing or ["None."])
     text += "\n\n## Equivalent mutants, by reason\n\n| reason | mutants |\n|---|---|\n"
-    reasons = Counter(str(r["equivalent"]) for r in rows if r["equivalent"])
-    return text + "\n".join(f"| {reason} | {count} |" for reason, count in reasons.most_common()) + "\n"
+    return text + "\n".join(f"| {reason} | {count} |" for reason, count in _counts("equivalent", rows)) + "\n"
+
+
+def _counts(key: str, rows: Sequence[Row]) -> list[tuple[str, int]]:
+    """Return how many mutants have what, most first."""
+    counts: Counter[str] = Counter()
+    for row in rows:
+        counts.update({str(row[key]): _count(row)} if row[key] else {})
+    return counts.most_common()
 
 
 def _of_kind(kind: str, rows: Sequence[Row]) -> str:
     some = [r for r in rows if r["kind"] == kind]
     total, killed, same, _ = _score(some)
-    by = Counter(str(r["killer"]) for r in some if r["killer"]).most_common()
-    killers = ", ".join(f"{name} {count}" for name, count in by)
+    killers = ", ".join(f"{name} {count}" for name, count in _counts("killer", some))
     return f"| {kind} | {total} | {killed} | {same} | {total - killed - same} | {killers} |"
 
 

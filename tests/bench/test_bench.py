@@ -65,6 +65,17 @@ def test_cast_cost(monkeypatch, capsys) -> None:
         assert bool(fill.strip()) == (name.strip() == "nf4")
 
 
+def test_the_page_of_mutants_says_what_the_data_do(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    bench = importlib.import_module("mutants")
+    rows = json.loads((ROOT / "bench/results/mutants.json").read_text())["rows"]
+    page = bench.report(rows)
+    assert page == (ROOT / "bench/results/mutants.md").read_text()
+    assert {row["kernel"] for row in rows} == set(bench.SUBJECTS)
+    assert bench._score(rows)[-1] >= 0.99
+    assert bench.condensed(rows) == rows
+
+
 def test_a_wrong_peer_is_not_timed(modules) -> None:
     import numpy as np
 

@@ -318,6 +318,7 @@ TWICE = SUB.replace("w: register", "u: register").format("{first}") + (
         ("u4", "f16", "1000.0_f16", "1055.0_f16", "value"),  # the largest weight would be one that f16 counts to
         ("u4", "f16", "-1000.0_f16", "-1040.0_f16", "value"),  # and here the least
         ("u4", "f16", "z", "z", "subnormal"),
+        ("u4", "f16", "1900.0_f16", "z", "value"),  # zero points may be 255
     ],
 )
 def test_sums_that_the_type_would_round_stay_sums_of_the_type(name, to, first, second, form):
