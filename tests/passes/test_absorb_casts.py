@@ -12,7 +12,7 @@ from tilus.ir.instructions import Cast, Dot, Elementwise, Full, Unpack, View, re
 from tilus.ir.parser import parse
 from tilus.ir.printer import to_text
 from tilus.ir.target import target
-from tilus.layouts import local, parse_bits
+from tilus.layouts import local, parse_bits, spatial
 from tilus.passes.absorb_casts import absorb_casts
 from tilus.passes.pipeline import lower
 from tilus.passes.tensors import inst_stmts
@@ -227,6 +227,16 @@ def test_parts_of_the_rows_stay_casts():
     case = Case(scale=rows, result="r")
     program = case.program()
     np.testing.assert_array_equal(case.run(absorb_casts(program, target("sm_80"))), case.run(program))
+
+
+def test_rows_whose_codes_lie_elsewhere_are_unpacked_to_values():
+    """Each of a thread's four rows fills a slot, and slots have two positions: no factor is one of a whole k."""
+    case = Case(k=64)
+    text = to_text(case.program()).replace(str(case.pack.fragment), str(spatial(4, 8) * local(4, 8)))
+    program = parse(text)
+    after = absorb_casts(program, target("sm_80"))
+    assert [inst.form for inst in found(after, Unpack)] == ["value"]
+    np.testing.assert_array_equal(case.run(after), case.run(program))
 
 
 def test_sums_of_codes_wrap_around():
