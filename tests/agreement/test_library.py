@@ -138,8 +138,7 @@ def quantized(case: dict[str, Any]) -> tuple[Program, list[Any]]:
     most = int(np.log2(max(-float(kind.min_value), float(kind.max_value))))
     scales = 2.0 ** (rng.integers(-4, 1, w.scales.shape) - max(0, most - 7))
     bm = rows_per_block(m, device, kind, activation)
-    whole = k % w.format.pack.tile[1] == 0
-    source, constants = matmul_program(w.format, activation, dtype("f16"), bm, case["bias"], whole=whole)
+    source, constants = matmul_program(w.format, activation, dtype("f16"), bm, case["bias"], k=k)
     program = source.program(**constants)
     x, y, bias = integers(activation, m, k), unwritten(activation, m, n), integers(activation, n)
     zeros = w.words if w.zero_points is None else w.zero_points

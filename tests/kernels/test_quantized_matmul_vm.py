@@ -42,8 +42,7 @@ def arguments(x, w, bias, y):
 
 
 def program(w, activation, bm, bias):
-    whole = w.shape[1] % w.format.pack.tile[1] == 0
-    source, constants = matmul_program(w.format, dtype(activation), dtype("f16"), bm, bias, whole=whole)
+    source, constants = matmul_program(w.format, dtype(activation), dtype("f16"), bm, bias, k=w.shape[1])
     return source.program(**constants)
 
 

@@ -76,7 +76,7 @@ def test_products_on_a_gpu(activation, where, group):
     w = tilus.quantize(WEIGHT, "t1.6", group)
     w = w.repack(native_pack(w.dtype, "cuda"))
     kind = dtype(activation)
-    values = ternary_constants(w.format, kind, dtype("f32"), 8, False)
+    values = ternary_constants(w.format, kind, dtype("f32"), 8, False, 1)
     x = np.random.default_rng(1).integers(-2, 3, (4, 330)).astype(kind.numpy_dtype)
     y = np.zeros((4, 70), kind.numpy_dtype)
     program = lower(ternary_matmul.program(**values), target(where))

@@ -173,14 +173,14 @@ def test_a_product_runs_as_chosen_and_m_is_dynamic(compiled, gpu) -> None:
         exact = x.astype(np.float64) @ w.dequantize().astype(np.float64).T
         np.testing.assert_allclose(y.astype(np.float64), exact, rtol=2e-3, atol=2e-2)
     assert [shape.m for shape, _ in gpu] == [8], "chosen once for the bucket"
-    [kernel] = dispatch._CHOSEN.values()
-    assert len(kernel._variants) == 1, "one compilation"
-    assert kernel is gpu[0][1].kernel
+    [kernels] = dispatch._CHOSEN.values()
+    assert len(kernels.product._variants) == 1, "one compilation"
+    assert kernels.product is gpu[0][1].kernel
 
 
 def test_the_knob_asks_for_measurements(compiled, gpu, capsys) -> None:
     clock = Clock()
-    assert dispatch._chosen(SHAPE, H100, clock) is gpu[0][1].kernel
+    assert dispatch._chosen(SHAPE, H100, clock).product is gpu[0][1].kernel
     assert not clock.asked
     with knobs.scope(tune=True, print_autotuning=True):
         for _ in range(2):

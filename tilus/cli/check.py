@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from tilus.runtime.kernel import BoundKernel
     from tilus.simt import MemoryCount
 
+    _Call = tuple[BoundKernel, Sequence[Any]]
+
 _BOTH = ("sm_80", "sm_90a")
 _SHOWN = 12  # kinds of instructions
 _CODE_WIDTH = 60
@@ -64,14 +66,16 @@ def check(
         raise TilusError("--arg and --set are for kernels", hint="a product has --shape, --group and --activation")
     found = []
     for target in targets:
+        calls: Sequence[_Call]
         if where is not None:
-            kernel, args = _kernel(where, settings, dict(map(pair, given)), seed)
+            calls = [_kernel(where, settings, dict(map(pair, given)), seed)]
         else:
-            kernel, args = _matmul(str(weight), shape, group, activation, seed)
-        certificate = kernel.compile(args, target, multiples_of(promises)).check(*args)
-        found.append(certificate)
-        if not as_json:
-            _print(certificate, summary([p.name for p in kernel.definition.params], args))
+            calls = _matmul(str(weight), shape, group, activation, seed)
+        for kernel, args in calls:
+            certificate = kernel.compile(args, target, multiples_of(promises)).check(*args)
+            found.append(certificate)
+            if not as_json:
+                _print(certificate, summary([p.name for p in kernel.definition.params], args))
     clean = all(certificate.ok for certificate in found)
     if as_json:
         click.echo(json.dumps({"ok": clean, "certificates": [c.record() for c in found]}, indent=2))
@@ -79,7 +83,7 @@ def check(
         context.exit(1)
 
 
-def _kernel(where: str, settings: Sequence[str], given: dict[str, str], seed: int) -> tuple[BoundKernel, Sequence[Any]]:
+def _kernel(where: str, settings: Sequence[str], given: dict[str, str], seed: int) -> _Call:
     """Return the kernel of a module and arguments."""
     kernel = find_kernel(where)
     constants = constants_of(kernel, settings)
@@ -89,8 +93,8 @@ def _kernel(where: str, settings: Sequence[str], given: dict[str, str], seed: in
     return bound, make_arguments(bound.definition.specialize(constants), given, seed)
 
 
-def _matmul(weight: str, shape: str, group: int, activation: str, seed: int) -> tuple[BoundKernel, Sequence[Any]]:
-    """Return the kernel that `tilus.matmul` launches on a GPU, and arguments."""
+def _matmul(weight: str, shape: str, group: int, activation: str, seed: int) -> Sequence[_Call]:
+    """Return the kernels that `tilus.matmul` launches on a GPU, and arguments."""
     from tilus.kernels.dispatch import ACTIVATIONS  # loads the compiler
     from tilus.kernels.sample import sample_product
 

@@ -187,7 +187,7 @@ def _gpu_result(variant: _Variant, options: Options, step: Step) -> GpuResult:
     threads = cost.compiled.ir.num_threads
     assert threads is not None
     step(f"{variant.kind}: running the code for {options.target}")
-    _, args = sample_product(variant.kind, f16, options.group_size, CHECKED_SHAPE)
+    [(_, args)] = sample_product(variant.kind, f16, options.group_size, CHECKED_SHAPE)
     certificate = cost.compiled.check(*args)
     return GpuResult(
         name=variant.kind.name,

@@ -11,8 +11,8 @@ import numpy as np
 
 from tilus.dtypes import DataType
 from tilus.ir.target import target as find_target
-from tilus.kernels.configure import matmul_program, rows_per_block
-from tilus.kernels.configure_gpu import gpu_batch_tiles
+from tilus.kernels.configure import adding_program, matmul_program, rows_per_block
+from tilus.kernels.configure_gpu import divides, fair_split, gpu_batch_tiles, parts_of
 from tilus.kernels.cost import stage_bytes
 from tilus.runtime.kernel import BoundKernel, Kernel
 from tilus.runtime.knobs import knobs
@@ -21,8 +21,11 @@ from tilus.runtime.weights.weight import WeightFormat
 
 LARGEST_BUCKET = 4096  # what larger batches are configured as
 ANY_SCALE = 2.0  # stands for all tensor scales but 1: kernels take them as arguments
-VARIED = ("BM", "SLICES", "STAGES")
 DEEPEST = 8  # stages
+VARIED = ("BM", "SLICES", "STAGES", "SPLIT")
+SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
+MOST_BLOCKS = 1024  # where blocks share K
+USUAL_MULTIPROCESSORS = 100  # about as many as data center GPUs have
 BLOCK_MARGIN = 18 * 1024  # bytes of shared memory that sums may take besides the stages
 
 
@@ -47,11 +50,6 @@ class Problem:
     m: int
     n: int
     k: int
-
-    @property
-    def whole(self) -> bool:
-        """Whether every tile along K has all its groups."""
-        return self.k % self.form.pack.tile[1] == 0
 
 
 def named_problem(
@@ -90,6 +88,12 @@ class Configuration:
         return self.program.bind(**dict(self.constants))
 
     @property
+    def adder(self) -> BoundKernel:
+        """The program that adds up what the blocks make that share K."""
+        program, constants = adding_program(dict(self.constants))
+        return program.bind(**constants)
+
+    @property
     def label(self) -> str:
         """What tells it from the others."""
         return ", ".join(f"{name} {self.get(name, 1)}" for name in VARIED)
@@ -106,19 +110,44 @@ def bucket(m: int, form: WeightFormat, activation: DataType) -> int:
 
 
 def default_configuration(problem: Problem, bm: int | None = None) -> Configuration:
-    """Return what is taken where nothing is known about the device."""
+    """Return what is taken where nothing is known about the device: `fair_split` for a usual one."""
     tile = bm or rows_per_block(problem.m, "cuda", problem.form.dtype, problem.activation)
     program, constants = matmul_program(
-        problem.form, problem.activation, problem.scale, tile, problem.bias, whole=problem.whole
+        problem.form, problem.activation, problem.scale, tile, problem.bias, k=problem.k
     )
-    return Configuration(program, tuple(constants.items()))
+    alone = Configuration(program, tuple(constants.items()))
+    split = fair_split(blocks(problem, alone), trips(problem, alone), USUAL_MULTIPROCESSORS)
+    return alone.replace(SPLIT=split)
+
+
+def blocks(problem: Problem, configuration: Configuration) -> int:
+    """Return the blocks that a product takes, those that share K counted as one."""
+    count: int = -(-problem.m // configuration["BM"]) * -(-problem.n // problem.form.pack.tile[0])
+    return count
+
+
+def trips(problem: Problem, configuration: Configuration) -> int:
+    """Return the trips of a loop over all of K."""
+    return -(-problem.k // (configuration.get("SLICES", 1) * problem.form.pack.tile[1]))
+
+
+def splits(problem: Problem, configuration: Configuration) -> Iterator[Configuration]:
+    """Yield a configuration with every number of blocks that may share K.
+
+    Each has two trips of its loop or more, and there are not so many that a device is full without.
+    """
+    count, alone = trips(problem, configuration), blocks(problem, configuration)
+    for split in SPLITS:
+        if split == 1 or (split <= count // 2 and split == parts_of(count, split) and split * alone <= MOST_BLOCKS):
+            yield configuration.replace(SPLIT=split)
 
 
 @cache
 def configurations(problem: Problem, target: str) -> tuple[Configuration, ...]:
     """Return every configuration that a target's shared memory holds, the default one first.
 
-    They differ in the batch tile, in how many tiles along K the warps share out, and in the stages in shared memory.
+    They differ in the batch tile, in how many tiles along K the warps share out, in the stages in shared memory, and in
+    how many blocks share K.
     """
     first = default_configuration(problem)
     others = (c for bm in _batch_tiles(problem, first["BM"]) for c in _variants(problem, bm, target))
@@ -136,9 +165,10 @@ def _variants(problem: Problem, bm: int, target: str) -> Iterator[Configuration]
     tables = 4 * 32 << 2 * pack.dtype.nbits if pack.dtype.is_codebook else 0
     room = find_target(target).max_shared_bytes - BLOCK_MARGIN - tables
     for slices in (s for s in (1, 2, 4) if most % s == 0):  # more than the default would need whole groups
-        shared = first.replace(SLICES=slices) if "SLICES" in dict(first.constants) else first
-        for stages in range(2, min(room // stage_size(problem, shared), DEEPEST) + 1):
-            yield shared.replace(STAGES=stages)
+        columns = slices * pack.tile[1]
+        even = {"SLICES": slices, "EVEN": divides(columns, problem.k)} if "SLICES" in dict(first.constants) else {}
+        for stages in range(2, min(room // stage_size(problem, first.replace(**even)), DEEPEST) + 1):
+            yield from splits(problem, first.replace(**even, STAGES=stages))
 
 
 def stage_size(problem: Problem, configuration: Configuration) -> int:

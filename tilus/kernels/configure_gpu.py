@@ -54,13 +54,13 @@ def gpu_batch_tiles(weight: DataType, activation: DataType) -> tuple[int, ...]:
 
 @cache
 def sliced_constants(
-    form: WeightFormat, activation: DataType, scale: DataType, bm: int, bias: bool, whole: bool
+    form: WeightFormat, activation: DataType, scale: DataType, bm: int, bias: bool, k: int | None, split: int
 ) -> dict[str, Any]:
-    """Return the compile-time constants of `sliced_matmul`; `whole` if every tile along K has all its groups."""
+    """Return the compile-time constants of `sliced_matmul`; see `matmul_program`."""
     compute = compute_dtype(form.dtype, activation)
     group, width = max(form.group_size, 0), form.pack.tile[1]
     # Tables of groups are read for several tiles at once if every tile has equally many.
-    regular = not group or group == width or (whole and width % group == 0)
+    regular = not group or group == width or (divides(width, k) and width % group == 0)
     slices = _slices(form, activation, compute, bm) if regular else 1
     return operand_constants(form, activation, scale, bm, bias) | {
         "CT": compute,
@@ -68,7 +68,25 @@ def sliced_constants(
         "STEP": gcd(group, _step(activation, width)),
         "SLICES": slices,
         "STAGES": stages(form.pack, activation, bm, slices),
+        "EVEN": divides(slices * width, k),
+        "SPLIT": split,
     }
+
+
+def divides(columns: int, k: int | None) -> bool:
+    """Whether K is made of whole numbers of columns."""
+    return k is None or k % columns == 0
+
+
+def fair_split(blocks: int, trips: int, multiprocessors: int) -> int:
+    """Return how many blocks should share K: two for every multiprocessor in all, two trips of the loop for each."""
+    wanted = max(min(2 * multiprocessors // blocks, trips // 2), 1)
+    return parts_of(trips, wanted)
+
+
+def parts_of(trips: int, wanted: int) -> int:
+    """Return in how many parts trips fall where each but the last has as many: no more than wanted, none empty."""
+    return -(-trips // -(-trips // wanted))
 
 
 def _step(activation: DataType, width: int) -> int:
@@ -103,7 +121,9 @@ def _stage_bytes(pack: PackLayout, activation: DataType, bm: int) -> int:
 
 
 @cache
-def ternary_constants(form: WeightFormat, activation: DataType, scale: DataType, bm: int, bias: bool) -> dict[str, Any]:
+def ternary_constants(
+    form: WeightFormat, activation: DataType, scale: DataType, bm: int, bias: bool, split: int
+) -> dict[str, Any]:
     """Choose those of `ternary_matmul`."""
     on_cpu = form.pack.device == "cpu"
     compute = F32 if on_cpu else BF16 if activation == F32 else activation
@@ -117,6 +137,7 @@ def ternary_constants(form: WeightFormat, activation: DataType, scale: DataType,
         "GROUP": max(form.group_size, 0),
         "BIAS": bias,
         "STAGES": 0 if on_cpu else stages(form.pack, activation, bm),
+        "SPLIT": split,
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from math import prod
 from typing import Any
 
@@ -12,18 +12,17 @@ import numpy as np
 
 from tilus.dtypes import DataType
 from tilus.errors import LaunchError
-from tilus.kernels.candidates import ANY_SCALE, Problem, bucket
+from tilus.kernels.calls import Call, Kernels, Operands
+from tilus.kernels.candidates import ANY_SCALE, Configuration, Problem, bucket, default_configuration
 from tilus.kernels.configure import matmul_program, rows_per_block
 from tilus.kernels.configure_cpu import CPU_BATCH_TILES
 from tilus.kernels.tuning import Timer, choose
 from tilus.runtime.arguments import element_type, is_torch
 from tilus.runtime.cuda_timer import event_seconds
-from tilus.runtime.kernel import BoundKernel
 from tilus.runtime.knobs import knobs
 from tilus.runtime.launch_cuda import device_name
 from tilus.runtime.targets import Device, code_device
 from tilus.runtime.weights.packing import native_packs
-from tilus.runtime.weights.trits import TritPack
 from tilus.runtime.weights.weight import QuantizedWeight, WeightFormat
 
 MOST_ROWS = (1 << 31) - 1  # kernels count rows in i32
@@ -84,8 +83,8 @@ def run(x: Any, words: Any, scales: Any, zero_points: Any | None, bias: Any | No
         raise LaunchError(f"x has {m} rows, a call takes at most {MOST_ROWS}", hint="call it for parts of x")
     y = x.new_empty((m, n)) if is_torch(x) else np.empty((m, n), x.dtype)
     if m and n and k:
-        launch, args = prepare(x.reshape(m, k), words, scales, zero_points, bias, form, y)
-        launch(*args)
+        for launch, args in prepare(x.reshape(m, k), words, scales, zero_points, bias, form, y):
+            launch(*args)
     elif m and n:
         y[...] = 0 if bias is None else bias
     return y.reshape(*x.shape[:-1], n)
@@ -93,23 +92,27 @@ def run(x: Any, words: Any, scales: Any, zero_points: Any | None, bias: Any | No
 
 def prepare(
     x: Any, words: Any, scales: Any, zero_points: Any | None, bias: Any | None, form: WeightFormat, y: Any
-) -> tuple[BoundKernel, tuple[Any, ...]]:
-    """Return the kernel for x [M, K] and y [M, N], none of them empty, and what to call it with."""
-    (m, n), k = y.shape, x.shape[1]
+) -> list[Call]:
+    """Return the kernels for x [M, K] and y [M, N], none of them empty, and what to call them with, in this order."""
+    operands = Operands(x, words, scales, zero_points, bias, y, form)
     any_scale = form if form.tensor_scale == 1.0 else replace(form, tensor_scale=ANY_SCALE)
-    # In place of what is not there stands any array: it is not read.
-    zeros, added = words if zero_points is None else zero_points, y if bias is None else bias
-    sizes = m, n, k, form.groups(k)
-    args: tuple[Any, ...] = (x, words, scales, zeros, added, y, *sizes, form.tensor_scale)
-    if isinstance(form.pack, TritPack):
-        args = (x, words, scales, added, y, *sizes)
-    gpu = _gpu(x)
-    if gpu is None:
-        batch, whole = min(m, CPU_BATCH_TILES[-1]), k % form.pack.tile[1] == 0
-        return _kernel(any_scale, device_kind(x), x.dtype, scales.dtype, batch, bias is not None, whole), args
+    (m, n), k, device = y.shape, x.shape[1], device_kind(x)
+    if device == "cpu":
+        kernels = _on_cpu(any_scale, x.dtype, scales.dtype, min(m, CPU_BATCH_TILES[-1]), bias is not None)
+        return operands.calls(kernels)
     x_type, scale_type = _types(form, x.dtype, scales.dtype)
     problem = Problem(any_scale, x_type, scale_type, bias is not None, bucket(m, form, x_type), n, k)
-    return _chosen(problem, gpu, lambda c: event_seconds(lambda: c.kernel(*args), x.device.index)), args
+    return operands.calls(_chosen(problem, _gpu(x), partial(_seconds, operands)))
+
+
+def _seconds(operands: Operands, configuration: Configuration) -> float:
+    """Return the time of a product on the GPU where its operands live."""
+
+    def run_all() -> None:
+        for kernel, args in operands.calls(Kernels.of(configuration)):
+            kernel(*args)
+
+    return event_seconds(run_all, operands.x.device.index)
 
 
 def _gpu(x: Any) -> str | None:
@@ -119,16 +122,17 @@ def _gpu(x: Any) -> str | None:
     return device_name(str(x.device))
 
 
-_CHOSEN: dict[tuple[Problem, str, bool], BoundKernel] = {}
+_CHOSEN: dict[tuple[Problem, str | None, bool], Kernels] = {}
 
 
-def _chosen(problem: Problem, gpu: str, timer: Timer) -> BoundKernel:
-    """Return the kernel for a GPU: the model's choice, or the fastest where the knob `tune` says to measure."""
+def _chosen(problem: Problem, gpu: str | None, timer: Timer) -> Kernels:
+    """Return the kernels for a GPU: the model's choice, or the fastest where the knob `tune` says to measure."""
     key = problem, gpu, knobs.tune
     found = _CHOSEN.get(key)
     if found is None:
         _check_order(problem.form, "cuda")
-        found = _CHOSEN[key] = choose(problem, gpu, timer if knobs.tune else None).kernel
+        chosen = choose(problem, gpu, timer if knobs.tune else None) if gpu else default_configuration(problem)
+        found = _CHOSEN[key] = Kernels.of(chosen)
     return found
 
 
@@ -141,15 +145,13 @@ def _types(form: WeightFormat, activation: Any, scale: Any) -> tuple[DataType, D
 
 
 @cache
-def _kernel(
-    form: WeightFormat, device: Device, activation: Any, scale: Any, m: int, bias: bool, whole: bool
-) -> BoundKernel:
+def _on_cpu(form: WeightFormat, activation: Any, scale: Any, m: int, bias: bool) -> Kernels:
     """Return the kernel for a batch of `m`, where the largest tile stands for all that is more."""
     x_type, scale_type = _types(form, activation, scale)
-    _check_order(form, device)
-    bm = rows_per_block(m, device, form.dtype, x_type)
-    program, constants = matmul_program(form, x_type, scale_type, bm, bias, whole=whole)
-    return program.bind(**constants)
+    _check_order(form, "cpu")
+    bm = rows_per_block(m, "cpu", form.dtype, x_type)
+    program, constants = matmul_program(form, x_type, scale_type, bm, bias)
+    return Kernels(program.bind(**constants))
 
 
 def _check_order(form: WeightFormat, device: Device) -> None:

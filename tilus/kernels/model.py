@@ -140,6 +140,7 @@ def predict(problem: Problem, configuration: Configuration, facts: CodeFacts | N
         for bound, time in wave.items():
             parts[bound] += times * time
     fixed = device.launch + 1e-3 * device.latency + (facts.edge_cycles * 1e-3 / device.clock if facts else 0.0)
+    fixed += _adding(problem, configuration.get("SPLIT", 1), device)
     busy = sum(decided.values())
     return Prediction(
         total=fixed + busy,
@@ -151,6 +152,14 @@ def predict(problem: Problem, configuration: Configuration, facts: CodeFacts | N
         waves=blocks.count / capacity,
         flight=blocks.flight * min(blocks.resident, -(-blocks.count // device.sms)) / 1024,
     )
+
+
+def _adding(problem: Problem, split: int, device: Device) -> float:
+    """Return the microseconds of adding up parts: a second kernel, which reads what the first wrote besides."""
+    if split == 1:
+        return 0.0
+    moved = 2 * 4 * split * problem.m * problem.n
+    return device.launch + 1e-3 * device.latency + moved / device.l2 * 1e-6
 
 
 def _wave(

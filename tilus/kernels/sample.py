@@ -1,22 +1,20 @@
-"""A product of random numbers: the kernel that `tilus.matmul` launches on a GPU, and what to call it with."""
+"""A product of random numbers: the kernels that `tilus.matmul` launches on a GPU, and what to call them with."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 
 from tilus.dtypes import DataType
+from tilus.kernels.calls import Call
 from tilus.kernels.dispatch import prepare
-from tilus.runtime.kernel import BoundKernel
 from tilus.runtime.knobs import knobs
 from tilus.runtime.weights.quantize import NUMPY_TYPES, quantize
 
 
 def sample_product(
     weight: str | DataType, activation: DataType, group_size: int, shape: tuple[int, int, int], seed: int = 0
-) -> tuple[BoundKernel, tuple[Any, ...]]:
-    """Return the kernel for a product with a bias, and arguments on the CPU.
+) -> list[Call]:
+    """Return the kernels for a product with a bias, and arguments on the CPU.
 
     Parameters
     ----------

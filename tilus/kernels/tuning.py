@@ -18,7 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from tilus.errors import CompileError, PassError, TilusError
-from tilus.kernels.candidates import VARIED, Configuration, Problem, bucket, configurations, default_configuration
+from tilus.kernels.candidates import (
+    VARIED,
+    Configuration,
+    Problem,
+    bucket,
+    configurations,
+    default_configuration,
+    splits,
+)
 from tilus.kernels.devices import Device, find_device
 from tilus.kernels.facts import CodeFacts, code_facts
 from tilus.kernels.model import Prediction, predict
@@ -55,13 +63,16 @@ def ranked(problem: Problem, device: Device) -> tuple[Ranked, ...]:
             facts = code_facts(configuration, problem.form, device.target)
         except (CompileError, PassError):  # more registers or shared memory than there are
             continue
-        found.append(Ranked(configuration, facts, predict(problem, configuration, facts, device)))
+        found += [Ranked(c, facts, predict(problem, c, facts, device)) for c in splits(problem, configuration)]
     clean = [one for one in found if not one.facts.spills and one.facts.blocks_per_sm] or found
     return tuple(sorted(clean, key=lambda one: one.prediction.total))
 
 
 def promising(problem: Problem, device: Device) -> list[Configuration]:
-    """Return the candidates to compile: of each tile the fewest stages that seem enough, and the most."""
+    """Return the candidates to compile: of each tile the fewest stages that seem enough, and the most.
+
+    Blocks that share K run the same loop, so the candidates stand for all of `splits`.
+    """
     kinds: dict[tuple[int, int], list[tuple[float, int, Configuration]]] = {}
     for c in configurations(problem, device.target):
         time = predict(problem, c, None, device).total
@@ -72,7 +83,8 @@ def promising(problem: Problem, device: Device) -> list[Configuration]:
         enough = sorted((one for one in found if one[0] <= least * TOLD_APART), key=lambda one: one[1])
         best += [enough[0], enough[-1]]
     best.sort(key=lambda one: one[0])
-    return list(dict.fromkeys([default_configuration(problem), *(c for _, _, c in best[:COMPILED])]))
+    chosen = [default_configuration(problem), *(c for _, _, c in best[:COMPILED])]
+    return list(dict.fromkeys(c.replace(SPLIT=1) for c in chosen))
 
 
 def explained(problem: Problem, device: Device) -> list[Ranked]:

@@ -3,6 +3,7 @@
 Annotations and bodies are in that language, not in typed Python: names such as `T` are compile-time constants.
 """
 
+from tilus.kernels.programs.add_parts import add_parts
 from tilus.kernels.programs.layer_norm import layer_norm
 from tilus.kernels.programs.matmul import matmul
 from tilus.kernels.programs.panel_matmul import panel_matmul
@@ -13,6 +14,7 @@ from tilus.kernels.programs.ternary_matmul import ternary_matmul
 from tilus.kernels.programs.vector_add import vector_add
 
 __all__ = [
+    "add_parts",
     "layer_norm",
     "matmul",
     "panel_matmul",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tilus.dtypes import f32
-from tilus.lang import dot, global_view, inline, load_global, static_range
+from tilus.lang import cdiv, dot, global_view, inline, load_global, maximum, minimum, static_range
 
 
 @inline
@@ -27,6 +27,13 @@ def product(weight, tile, acc, CT, PARTS):
         if part + 1 < PARTS:
             rest = rest.to(f32) - head.to(f32)
     return acc
+
+
+@inline
+def share_of(part, trips, SPLIT):
+    """Return how many trips along K a part of SPLIT has at most, and how many part number `part` has."""
+    most = cdiv(trips, SPLIT)
+    return most, maximum(minimum(most, trips - part * most), 0)
 
 
 @inline

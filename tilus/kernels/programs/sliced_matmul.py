@@ -10,7 +10,7 @@ and whose results it stores, as whole vectors.
 from __future__ import annotations
 
 from tilus.dtypes import DataType, f32, i32, u32
-from tilus.kernels.programs.pieces import finish, product
+from tilus.kernels.programs.pieces import finish, product, share_of
 from tilus.lang import (
     alloc_shared,
     block_id,
@@ -22,6 +22,7 @@ from tilus.lang import (
     launch,
     load_global,
     load_shared,
+    minimum,
     ptr,
     static_range,
     store_global,
@@ -36,47 +37,87 @@ from tilus.runtime.weights.packing import PackLayout
 
 
 @inline
-def fetch(sw, sx, gw, gx, tile_n, col, t, stage):
-    """Start copying trip `t` of the weights and of the activations into a stage; copies past K bring zeros."""
-    SLICES, BK, first = sx.shape[1], sx.shape[3], t * sx.shape[1]
-    copy_async(sw, gw, src_offset=(tile_n, first, 0, 0, 0), dst_offset=(stage, 0, 0, 0, 0), shape=sw.shape[1:])
+def operand_views(w, x, m, n, k, part, most, count, PACK, SLICES, SPLIT, EVEN):
+    """Return views of weights and activations: by part of K and trip if trips are whole, else by tile and column."""
+    (BN, BK), words, tiles = PACK.tile, PACK.words.shape, cdiv(k, PACK.tile[1])
+    tile, step = words[0] * words[1] * words[2], SLICES * BK
+    inner = (tile, tile // words[0], words[2], 1)
+    if EVEN:
+        strides = (tiles * tile, most * SLICES * tile, SLICES * tile, *inner)
+        gw = global_view(w, shape=(cdiv(n, BN), SPLIT, count, SLICES, *words), strides=strides)
+        return gw, global_view(x, shape=(SPLIT, count, SLICES, m, BK), strides=(most * step, step, BK, k, 1))
+    last = minimum(tiles, (part * most + count) * SLICES) if SPLIT > 1 else tiles
+    gw = global_view(w, shape=(cdiv(n, BN), last, *words), strides=(tiles * tile, *inner))
+    return gw, global_view(x, shape=(m, minimum(k, last * BK) if SPLIT > 1 else k), strides=(k, 1))
+
+
+@inline
+def fetch(sw, sx, gw, gx, tile_n, col, part, t, most, stage, EVEN):
+    """Start copying a part's trip `t` of weights and activations into a stage; copies past its end bring zeros."""
+    SLICES, BK, first = sx.shape[1], sx.shape[3], (part * most + t) * sx.shape[1]
+    place = (tile_n, part, t, 0, 0, 0, 0) if EVEN else (tile_n, first, 0, 0, 0)
+    copy_async(sw, gw, src_offset=place, dst_offset=(stage, 0, 0, 0, 0), shape=sw.shape[1:])
     for s in static_range(SLICES):
-        copy_async(sx, gx, src_offset=(col, (first + s) * BK), dst_offset=(stage, s, 0, 0), shape=sx.shape[2:])
+        place = (part, t, s, col, 0) if EVEN else (col, (first + s) * BK)
+        copy_async(sx, gx, src_offset=place, dst_offset=(stage, s, 0, 0), shape=sx.shape[2:])
     commit_group()
 
 
 @inline
-def of_rows(table, t, start, row, n, groups, PACK, SLICES, GROUP):
-    """Return what a table [groups, n] has for the rows of trip t's tiles at their column `start`, [SLICES, BN, 1].
+def table_view(table, n, groups, most, count, PACK, SLICES, SPLIT, GROUP, EVEN):
+    """View a table [groups, n] by part of K and trip if trips are whole, else by tile, else by group."""
+    each = PACK.tile[1] // GROUP if GROUP else 0  # groups of a tile
+    step = SLICES * each * n
+    if EVEN and each:
+        strides = (most * step, step, each * n, n, 1)
+        return global_view(table, shape=(SPLIT, count, SLICES, each, n), strides=strides)
+    if SLICES > 1 and each:
+        return global_view(table, shape=(groups // each, each, n))
+    return global_view(table, shape=(groups, SLICES, n), strides=(n, 0, 1))  # one group for all tiles of a trip
+
+
+@inline
+def of_rows(table, place, start, PACK, SLICES, GROUP, EVEN):
+    """Return what a table has for the rows of a trip's tiles at their column `start`, [SLICES, BN, 1].
 
     Rows are in the order in which they are multiplied.
     """
-    BN, BK = PACK.tile
-    if GROUP and SLICES > 1:
-        by_tile = global_view(table, shape=(groups // (BK // GROUP), BK // GROUP, n))
-        tile = load_global(by_tile, offset=(t * SLICES, start // GROUP, row), shape=(SLICES, 1, BN))
-    else:  # one group for all tiles
-        group = (t * BK + start) // GROUP if GROUP else 0
-        repeated = global_view(table, shape=(groups, SLICES, n), strides=(n, 0, 1))
-        tile = load_global(repeated, offset=(group, 0, row), shape=(1, SLICES, BN))
+    (BN, BK), (part, t, most, row) = PACK.tile, place
+    trip = part * most + t
+    if EVEN and 0 < GROUP <= BK:
+        tile = load_global(table, offset=(part, t, 0, start // GROUP, row), shape=(SLICES, 1, BN))
+    elif SLICES > 1 and GROUP:
+        tile = load_global(table, offset=(trip * SLICES, start // GROUP, row), shape=(SLICES, 1, BN))
+    else:
+        group = (trip * BK + start) // GROUP if GROUP else 0
+        tile = load_global(table, offset=(group, 0, row), shape=(1, SLICES, BN))
     lanes = tile.reshape((SLICES, BN // PACK.interleave, PACK.interleave))
     return lanes.mT.reshape((SLICES, BN, 1))
 
 
+@inline
+def multiply(codes, sx, stage, gs, gz, place, acc, CT, PARTS, PACK, GROUP, STEP, ZERO, SLICES, EVEN):
+    """Return acc with a trip's codes, times its activations, added."""
+    BM, BK = sx.shape[2:]
+    for start in static_range(0, BK, STEP):
+        weight = codes[:, :, start : start + STEP].to(CT)
+        if ZERO == "half":
+            weight = weight - float(2 ** (PACK.dtype.nbits - 1))
+        if ZERO == "tensor":
+            weight = weight - of_rows(gz, place, start, PACK, SLICES, GROUP, EVEN).to(CT)
+        tile = load_shared(sx, offset=(stage, 0, 0, start), shape=(SLICES, BM, STEP))
+        if GROUP:
+            scale = of_rows(gs, place, start, PACK, SLICES, GROUP, EVEN).to(f32)
+            acc = acc + product(weight, tile, zeros(acc.shape, f32), CT, PARTS) * scale
+        else:
+            acc = product(weight, tile, acc, CT, PARTS)
+    return acc
+
+
 @kernel
 def sliced_matmul(
-    x: ptr[XT],
-    w: ptr[u32],
-    scales: ptr[ST],
-    zero_points: ptr[ZT],
-    bias: ptr[XT],
-    y: ptr[XT],
-    m: i32,
-    n: i32,
-    k: i32,
-    groups: i32,
-    tensor_scale: f32,
-    *,
+    x: ptr[XT], w: ptr[u32], scales: ptr[ST], zero_points: ptr[ZT], bias: ptr[XT], y: ptr[f32 if SPLIT > 1 else XT],
+    m: i32, n: i32, k: i32, groups: i32, tensor_scale: f32, *,
     XT: DataType,  # x, bias and y
     CT: DataType,  # what is multiplied
     PARTS: int,  # numbers of that type that an activation is the sum of
@@ -91,36 +132,41 @@ def sliced_matmul(
     BIAS: bool,
     SLICES: int,  # tiles along K that the warps share in a trip
     STAGES: int,  # trips in shared memory
-):
-    """Multiply activations [m, k] by a packed weight [n, k]; scales and zero points are [groups, n]."""
+    EVEN: bool,  # whether every trip is a whole one: K is a multiple of SLICES tiles
+    SPLIT: int,  # blocks that share K
+):  # fmt: skip
+    """Multiply activations [m, k] by a packed weight [n, k]; scales and zero points are [groups, n].
+
+    With SPLIT > 1, y has the shape [SPLIT, m, n]: sums over each block's share of K, for `add_parts`.
+    """
     (BN, BK), (words, fragment, bits) = PACK.tile, PACK.sliced(SLICES)
-    launch(blocks=(cdiv(m, BM), cdiv(n, BN)), warps=PACK.warps)
-    col, tile_n = block_id(0) * BM, block_id(1)
-    row, gx, gs = tile_n * BN, global_view(x, shape=(m, k)), global_view(scales, shape=(n, groups), strides=(1, n))
-    gw = global_view(w, shape=(cdiv(n, BN), cdiv(k, BK), *words.shape[1:]))
+    launch(blocks=(cdiv(m, BM), cdiv(n, BN), SPLIT), warps=PACK.warps)
+    col, tile_n, part = block_id(0) * BM, block_id(1), block_id(2)
+    row, (most, count) = tile_n * BN, share_of(part, cdiv(k, SLICES * BK), SPLIT)
+    gw, gx = operand_views(w, x, m, n, k, part, most, count, PACK, SLICES, SPLIT, EVEN)
+    gs = table_view(scales, n, groups, most, count, PACK, SLICES, SPLIT, GROUP, EVEN)
+    gz = table_view(zero_points, n, groups, most, count, PACK, SLICES, SPLIT, GROUP, EVEN)
     sw, sx = alloc_shared(u32, (STAGES, *words.shape)), alloc_shared(XT, (STAGES, SLICES, BM, BK))
     for s in static_range(STAGES - 1):
-        fetch(sw, sx, gw, gx, tile_n, col, s, s)
+        fetch(sw, sx, gw, gx, tile_n, col, part, s, most, s, EVEN)
     acc = zeros((SLICES, BN, BM), f32)
-    for t in range(cdiv(k, SLICES * BK)):
+    stage, free = 0, STAGES - 1
+    for t in range(count):
         wait_group(STAGES - 2)
         sync()  # trip t is there for all threads, and all have left trip t - 1, whose stage is filled next
-        fetch(sw, sx, gw, gx, tile_n, col, t + (STAGES - 1), (t + (STAGES - 1)) % STAGES)
-        packed = load_shared(sw, offset=(t % STAGES, 0, 0, 0, 0), shape=words.shape, layout=words)
+        fetch(sw, sx, gw, gx, tile_n, col, part, t + (STAGES - 1), most, free, EVEN)
+        packed = load_shared(sw, offset=(stage, 0, 0, 0, 0), shape=words.shape, layout=words)
         codes = view(packed, PACK.dtype, fragment, bits)
-        for start in static_range(0, BK, STEP):
-            weight = codes[:, :, start : start + STEP].to(CT)
-            if ZERO == "half":
-                weight = weight - float(2 ** (PACK.dtype.nbits - 1))
-            if ZERO == "tensor":
-                weight = weight - of_rows(zero_points, t, start, row, n, groups, PACK, SLICES, GROUP).to(CT)
-            tile = load_shared(sx, offset=(t % STAGES, 0, 0, start), shape=(SLICES, BM, STEP))
-            if GROUP:
-                scale = of_rows(scales, t, start, row, n, groups, PACK, SLICES, GROUP).to(f32)
-                acc = acc + product(weight, tile, zeros(acc.shape, f32), CT, PARTS) * scale
-            else:
-                acc = product(weight, tile, acc, CT, PARTS)
+        place = part, t, most, row
+        acc = multiply(codes, sx, stage, gs, gz, place, acc, CT, PARTS, PACK, GROUP, STEP, ZERO, SLICES, EVEN)
+        free = stage
+        stage += 1
+        if stage == STAGES:
+            stage = 0
     by_lane = sum(acc, 0).reshape((PACK.interleave, BN // PACK.interleave, BM))
     rows = by_lane.transpose((1, 0, 2)).reshape((BN, BM))
-    total = finish(rows, gs, tensor_scale, bias, row, n, GROUP, SCALED, BIAS)
-    store_global(global_view(y, shape=(n, m), strides=(1, n)), total.to(XT), offset=(row, col))
+    if SPLIT == 1:
+        shared = global_view(scales, shape=(n, groups), strides=(1, n))
+        rows = finish(rows, shared, tensor_scale, bias, row, n, GROUP, SCALED, BIAS)
+    result = rows.to(f32 if SPLIT > 1 else XT)
+    store_global(global_view(y, shape=(SPLIT, n, m), strides=(m * n, 1, n)), result, offset=(part, row, col))

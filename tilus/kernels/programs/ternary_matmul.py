@@ -8,7 +8,7 @@ GPU multiplies the digit where it is: as the f16 subnormal `digit * 2^-16`, or m
 from __future__ import annotations
 
 from tilus.dtypes import DataType, bf16, f16, f32, i32, u32
-from tilus.kernels.programs.pieces import finish, product
+from tilus.kernels.programs.pieces import finish, product, share_of
 from tilus.lang import (
     alloc_shared,
     block_id,
@@ -21,6 +21,7 @@ from tilus.lang import (
     launch,
     load_global,
     load_shared,
+    minimum,
     ptr,
     static_range,
     store_global,
@@ -64,16 +65,8 @@ def weighted(digits, tile, acc, CT, PARTS):
 
 @kernel
 def ternary_matmul(
-    x: ptr[XT],
-    w: ptr[u32],
-    scales: ptr[ST],
-    bias: ptr[XT],
-    y: ptr[XT],
-    m: i32,
-    n: i32,
-    k: i32,
-    groups: i32,
-    *,
+    x: ptr[XT], w: ptr[u32], scales: ptr[ST], bias: ptr[XT], y: ptr[f32 if SPLIT > 1 else XT],
+    m: i32, n: i32, k: i32, groups: i32, *,
     XT: DataType,  # x, bias and y
     CT: DataType,  # what is multiplied
     PARTS: int,  # numbers of that type that an activation is the sum of
@@ -83,25 +76,34 @@ def ternary_matmul(
     GROUP: int,  # weights along K that share a scale, a multiple of the fragment's width; 0: all do
     BIAS: bool,
     STAGES: int,  # tiles in shared memory; 0: straight from global memory
-):
-    """Multiply activations [m, k] by a packed weight [n, k]; scales are [groups, n]."""
+    SPLIT: int,  # blocks that share K
+):  # fmt: skip
+    """Multiply activations [m, k] by a packed weight [n, k]; scales are [groups, n].
+
+    With SPLIT > 1, y has the shape [SPLIT, m, n]: sums over each block's share of K, for `add_parts`.
+    """
     (BN, BK), words, width = PACK.tile, PACK.words, PACK.fragment.shape[1]
-    launch(blocks=(cdiv(m, BM), cdiv(n, BN)), warps=PACK.warps)
-    col, tile_n, tiles_k = block_id(0) * BM, block_id(1), cdiv(k, BK)
-    row, gx = tile_n * BN, global_view(x, shape=(m, k))
-    gw = global_view(w, shape=(cdiv(n, BN), tiles_k, *words.shape))
+    launch(blocks=(cdiv(m, BM), cdiv(n, BN), SPLIT), warps=PACK.warps)
+    col, tile_n, part, tiles = block_id(0) * BM, block_id(1), block_id(2), cdiv(k, BK)
+    row, (most, count), size = tile_n * BN, share_of(part, tiles, SPLIT), words.shape
+    first, last = part * most, part * most + count
+    gx = global_view(x, shape=(m, minimum(k, last * BK) if SPLIT > 1 else k), strides=(k, 1))
+    step = size[0] * size[1] * size[2]
+    strides = (tiles * step, step, size[1] * size[2], size[2], 1)
+    gw = global_view(w, shape=(cdiv(n, BN), last, *words.shape), strides=strides)
     gs = global_view(scales, shape=(n, groups), strides=(1, n))
     if STAGES:
         sw, sx = alloc_shared(u32, (STAGES, *words.shape)), alloc_shared(XT, (STAGES, BM, BK))
         for s in static_range(STAGES - 1):
-            fetch(sw, sx, gw, gx, tile_n, col, s, s)
+            fetch(sw, sx, gw, gx, tile_n, col, first + s, s)
     acc = zeros((BN, BM), f32)
-    for t in range(tiles_k):
+    for t in range(first, last):
+        done = t - first
         if STAGES:
             wait_group(STAGES - 2)
             sync()  # tile t is there for all threads, and all have left tile t - 1, whose stage is filled next
-            fetch(sw, sx, gw, gx, tile_n, col, t + (STAGES - 1), (t + (STAGES - 1)) % STAGES)
-            packed = load_shared(sw, offset=(t % STAGES, 0, 0, 0), shape=words.shape, layout=words)
+            fetch(sw, sx, gw, gx, tile_n, col, t + (STAGES - 1), (done + (STAGES - 1)) % STAGES)
+            packed = load_shared(sw, offset=(done % STAGES, 0, 0, 0), shape=words.shape, layout=words)
         else:
             packed = load_global(gw, offset=(tile_n, t, 0, 0, 0), shape=words.shape, layout=words)
         for j in static_range(10):
@@ -109,7 +111,7 @@ def ternary_matmul(
             lanes = lanes * 3
             digits = numbers(lanes, CT, PACK.fragment)
             if STAGES:
-                tile = load_shared(sx, offset=(t % STAGES, 0, j * width), shape=(BM, width))
+                tile = load_shared(sx, offset=(done % STAGES, 0, j * width), shape=(BM, width))
             else:
                 tile = load_global(gx, offset=(col, t * BK + j * width), shape=(BM, width))
             if GROUP:
@@ -117,5 +119,7 @@ def ternary_matmul(
                 acc = acc + weighted(digits, tile, zeros(acc.shape, f32), CT, PARTS) * scale
             else:
                 acc = weighted(digits, tile, acc, CT, PARTS)
-    acc = finish(acc, gs, 1.0, bias, row, n, GROUP, False, BIAS)
-    store_global(global_view(y, shape=(n, m), strides=(1, n)), acc.to(XT), offset=(row, col))
+    if SPLIT == 1:
+        acc = finish(acc, gs, 1.0, bias, row, n, GROUP, False, BIAS)
+    result = acc.to(f32 if SPLIT > 1 else XT)
+    store_global(global_view(y, shape=(SPLIT, n, m), strides=(m * n, 1, n)), result, offset=(part, row, col))
