@@ -27,7 +27,7 @@ from tilus.runtime.knobs import knobs
 from tilus.runtime.weights.quantize import quantize
 
 BATCH_TILE = 8
-CHECKED_SHAPE = 8, 128, 512  # M, N, K of the product that the GPU's code runs on the CPU
+CHECKED_SHAPE = 8, 128, 1024  # M, N, K of the product that the GPU's code runs on the CPU
 ROUNDS = 9
 Step = Callable[[str], None]
 
