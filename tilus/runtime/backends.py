@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import re
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -51,23 +52,32 @@ class Backend:
 
 def _build_cuda(lowered: Program, target: Target) -> Files:
     source = cuda.emit(lowered, target)
-    binary = _with_fewest_spills(source.text, target.name)
+    text, binary = _with_fewest_spills(source.text, target.name)
     meta = {"kernel": source.kernel_name, "shared": source.dynamic_shared_bytes, "threads": lowered.num_threads}
     return {
         "meta.json": json.dumps(meta).encode(),
-        "kernel.cu": source.text.encode(),
+        "kernel.cu": text.encode(),
         "kernel.ptx": binary.ptx.encode(),
         "kernel.cubin": binary.cubin,
     }
 
 
-def _with_fewest_spills(text: str, arch: str) -> CudaBinary:
-    """Compile; where the number of registers that the compiler finds best makes it spill, let threads have all."""
-    binary = compile_cuda(text, arch, _OPTIONS)
-    if spills := read_resources(binary.cubin).spills:
-        other = compile_cuda(text, arch, (*_OPTIONS, "--maxrregcount=255"))
-        return other if read_resources(other.cubin).spills < spills else binary
-    return binary
+def _with_fewest_spills(text: str, arch: str) -> tuple[str, CudaBinary]:
+    """Compile; return the text and the code that spill least.
+
+    The compiler aims at several blocks for a multiprocessor. Where that makes it spill, it is told that one is enough,
+    or that threads may have all registers.
+    """
+    alone = re.sub(r"__launch_bounds__\((\d+)\)", r"__launch_bounds__(\1, 1)", text)
+    found: list[tuple[int, str, CudaBinary]] = []
+    for source, options in ((text, ()), (alone, ()), (text, ("--maxrregcount=255",))):
+        binary = compile_cuda(source, arch, (*_OPTIONS, *options))
+        spills = read_resources(binary.cubin).spills
+        found.append((spills, source, binary))
+        if not spills:
+            break
+    _, source, binary = min(found, key=lambda each: each[0])
+    return source, binary
 
 
 def _load_cuda(built: Built) -> Launch:
