@@ -11,7 +11,9 @@ K + G + 4 roundings: its own, the additions within its group and across the G gr
     E = gamma(K + G + 4) * (|bias| + sum |x| |w|),        gamma(n) = n u / (1 - n u)
 
 Values v are exact in the type that is multiplied, but for codebooks, whose entries are rounded to it: this adds
-u(type) * sum |x| |v| scale. Rounding the result moves it by at most half a unit in the last place at |y| + E.
+u(type) * sum |x| |v| scale. In fixed point activations are rounded to integers of which the largest of a group of at
+most 128 is 32767: each is off by half of that group's unit, max |x| / 32767, and a term passes through 6 more roundings,
+of the unit, of its reciprocal and of their products. Rounding the result moves it by at most half a unit in the last place at |y| + E.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ def _group_of_each(weight):
     return np.arange(k) // (size if size > 0 else max(k, 1))
 
 
-def bound(x, weight, bias=None, *, compute: DataType | None = None, unit: float = UNIT["f32"]):
+def bound(x, weight, bias=None, *, compute: DataType | None = None, unit: float = UNIT["f32"], fixed=False):
     """Return the largest error that each element of a right result may have, of the shape of the result.
 
     Parameters
@@ -66,17 +68,29 @@ def bound(x, weight, bias=None, *, compute: DataType | None = None, unit: float 
         What weights and activations are multiplied in; f32 if not given.
     unit : float
         Roundoff of the accumulator: that of f32, or `TENSOR_CORE`.
+    fixed : bool
+        Whether activations are rounded to 16 bits.
     """
     k = weight.shape[1]
     kind = array_dtype(x)
     moved = np.abs(_float64(x)) @ np.abs(weights(weight)).T
     total = moved if bias is None else moved + np.abs(_float64(bias))
-    count = k + weight.format.groups(k) + 4
+    count = k + weight.format.groups(k) + 4 + 6 * fixed
     error = count * unit / (1 - count * unit) * total
+    if fixed:
+        error = error + (_half_units(x) @ np.abs(weights(weight)).T) * (1 + count * unit)
     if weight.dtype.is_codebook:
         error = error + UNIT[(compute or dtype("f32")).name] * moved * (1 + 2**-7)
     error = error + count * 2.0**-149  # below the smallest subnormal of f32 every rounding may lose that much
     return error + half_ulp(kind, np.abs(exact(x, weight, bias)) + error)
+
+
+def _half_units(x):
+    """Return what activations [M, K] are off by in fixed point; groups of fewer columns have smaller units."""
+    units = np.abs(_float64(x))
+    for k in range(0, units.shape[1], 128):
+        units[:, k : k + 128] = units[:, k : k + 128].max(1, keepdims=True)
+    return np.maximum(units, 2.0**-100) / 32767 / 2
 
 
 def half_ulp(kind: DataType, magnitude):

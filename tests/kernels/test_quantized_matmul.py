@@ -1,4 +1,4 @@
-"""The quantized matmul on the CPU against float64, for every weight type, within the derived tolerance."""
+"""The quantized matmul on the CPU in f32 against float64, for every weight type, within the derived tolerance."""
 
 from itertools import product
 
@@ -8,6 +8,7 @@ from tests.kernels.cases import ACTIVATIONS, FLOATS, TYPES, WEIGHTS, activations
 from tests.kernels.pairwise import pairwise
 from tests.tolerance import check
 from tilus.kernels.dispatch import matmul
+from tilus.runtime.knobs import knobs
 
 # Tiles are 4 x 128 on the CPU: extents below, at and beyond them, none a multiple of the groups but by chance.
 PARAMETERS = {
@@ -30,6 +31,12 @@ CASES = pairwise({"name": MAIN, **PARAMETERS}, sensible)
 CASES += [
     case | {"name": name, "zero_point": False} for name, case in zip(sorted({*TYPES} - {*MAIN}), CASES, strict=False)
 ]
+
+
+@pytest.fixture(autouse=True)
+def in_f32():
+    with knobs.scope(cpu_activations="exact"):
+        yield
 
 
 def test_the_cases_cover_what_they_say():

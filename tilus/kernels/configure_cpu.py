@@ -17,6 +17,12 @@ from tilus.runtime.weights.weight import WeightFormat
 LARGEST_IN_REGISTERS = 4
 CPU_BATCH_TILES = (1, 2, LARGEST_IN_REGISTERS, 6, 8, 12, 16, 24, 48, 96)
 PANEL_COLUMNS = 128
+# In fixed point (see `fixed_matmul`) activations and weights are pairs; a batch tile is cut into parts that fill the
+# registers. Unpacking a panel costs what so many rows of activations do.
+FIXED_IN_REGISTERS = 4
+FIXED_PANEL_TILES = (8, 12, 16, 24, 48, 96)
+UNPACKING_ROWS = 6
+MOST_SUMMED = 128  # products of 9-bit weights and 16-bit activations that 32 bits hold
 
 
 def panel_layout(pack: PackLayout) -> RegisterLayout:
@@ -38,3 +44,32 @@ def register_constants(
 def panel_constants(form: WeightFormat, activation: DataType, scale: DataType, bm: int, bias: bool) -> dict[str, Any]:
     """Return those of `panel_matmul`."""
     return register_constants(form, activation, scale, bm, bias) | {"PANEL": panel_layout(form.pack)}
+
+
+def takes_fixed(form: WeightFormat) -> bool:
+    """Whether activations can be rounded to 16-bit integers: weights must be integers, groups whole tiles."""
+    return form.dtype.is_integer and max(form.group_size, 0) % form.pack.tile[1] == 0
+
+
+def fixed_rows(m: int) -> int:
+    """Return the batch tile for a batch of `m` in fixed point."""
+    if m <= FIXED_IN_REGISTERS:
+        return m if m < 3 else FIXED_IN_REGISTERS
+    return min(FIXED_PANEL_TILES, key=lambda bm: (-(-m // bm) * (bm + UNPACKING_ROWS), bm))
+
+
+@cache
+def fixed_constants(form: WeightFormat, activation: DataType, scale: DataType, bm: int, bias: bool) -> dict[str, Any]:
+    """Return the compile-time constants of `fixed_matmul`, or of `fixed_panel_matmul` for larger tiles."""
+    chunk = gcd(max(form.group_size, 0), MOST_SUMMED)
+    shared = operand_constants(form, activation, scale, bm, bias) | {"CHUNK": chunk}
+    if bm <= FIXED_IN_REGISTERS:
+        return shared
+    (rows, columns), lanes = form.pack.tile, form.pack.fragment.num_threads
+    height = rows // lanes
+    return shared | {
+        "BC": 4 if bm % 6 else 6,
+        "WORDS": local(height, 1) * spatial(lanes, 1) * local(1, columns // 2),
+        "PANEL": local(1, height) * local(chunk // 2, 1) * spatial(1, lanes),
+        "PAIRS": local(height, 1) * spatial(lanes, 1) * local(1, chunk),
+    }

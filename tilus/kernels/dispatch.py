@@ -16,6 +16,7 @@ from tilus.kernels.calls import Call, Kernels, Operands
 from tilus.kernels.candidates import ANY_SCALE, Configuration, Problem, bucket, default_configuration
 from tilus.kernels.configure import matmul_program, rows_per_block
 from tilus.kernels.configure_cpu import CPU_BATCH_TILES
+from tilus.kernels.fixed import fixed_calls, is_wanted
 from tilus.kernels.tuning import Timer, choose
 from tilus.runtime.arguments import element_type, is_torch
 from tilus.runtime.cuda_timer import event_seconds
@@ -31,6 +32,9 @@ ACTIVATIONS = ("f16", "bf16", "f32")
 
 def matmul(x: Any, weight: QuantizedWeight, bias: Any | None = None) -> Any:
     """Return `x @ weight.dequantize().T + bias`, summed in f32, in the type of `x`.
+
+    On a CPU, with weights of integers, x of f16 or bf16 is rounded to 16-bit integers, in groups of at most 128 columns
+    with a scale each: an error of at most 1 / 65534 of the largest of a group. `knobs.cpu_activations` chooses.
 
     Parameters
     ----------
@@ -98,6 +102,9 @@ def prepare(
     any_scale = form if form.tensor_scale == 1.0 else replace(form, tensor_scale=ANY_SCALE)
     (m, n), k, device = y.shape, x.shape[1], device_kind(x)
     if device == "cpu":
+        _check_order(form, device)
+        if is_wanted(form, x):
+            return fixed_calls(x, words, scales, zero_points, bias, form, y)
         kernels = _on_cpu(any_scale, x.dtype, scales.dtype, min(m, CPU_BATCH_TILES[-1]), bias is not None)
         return operands.calls(kernels)
     x_type, scale_type = _types(form, x.dtype, scales.dtype)
@@ -148,7 +155,6 @@ def _types(form: WeightFormat, activation: Any, scale: Any) -> tuple[DataType, D
 def _on_cpu(form: WeightFormat, activation: Any, scale: Any, m: int, bias: bool) -> Kernels:
     """Return the kernel for a batch of `m`, where the largest tile stands for all that is more."""
     x_type, scale_type = _types(form, activation, scale)
-    _check_order(form, "cpu")
     bm = rows_per_block(m, "cpu", form.dtype, x_type)
     program, constants = matmul_program(form, x_type, scale_type, bm, bias)
     return Kernels(program.bind(**constants))

@@ -13,6 +13,8 @@ variable                   knob                  meaning
 `TILUS_DUMP_DIR`           `dump_dir`            write every stage of every compilation into this folder
 `TILUS_TUNE`               `tune`                time the best configurations of a product on the GPU, once
 `TILUS_PRINT_AUTOTUNING`   `print_autotuning`    print what the tuner tries and picks
+`TILUS_CPU_ACTIVATIONS`    `cpu_activations`     by weights of integers a CPU multiplies in f32: `exact`, or in 16-bit
+                                                 integers: `fixed16`; `auto`, the default, is `exact` for f32 only
 =========================  ====================  =========================================================
 """
 
@@ -33,6 +35,7 @@ from tilus.ir.target import BY_NAME
 T = TypeVar("T")
 
 _OVERRIDES: ContextVar[Mapping[str, Any] | None] = ContextVar("tilus_knobs", default=None)
+CPU_ACTIVATIONS = ("auto", "exact", "fixed16")
 _BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
@@ -89,6 +92,12 @@ def _size(value: Any) -> int:
     return int(text)
 
 
+def _activations(value: Any) -> str:
+    if value in CPU_ACTIVATIONS:
+        return str(value)
+    raise ValueError(f"one of {', '.join(CPU_ACTIVATIONS)}")
+
+
 def user_cache_folder() -> Path:
     """Return where this platform keeps what programs may lose and make again."""
     if sys.platform == "win32":
@@ -107,6 +116,7 @@ _ALWAYS_COMPILE: Knob[bool] = Knob("TILUS_ALWAYS_COMPILE", _boolean, lambda: Fal
 _DUMP_DIR: Knob[Path | None] = Knob("TILUS_DUMP_DIR", _optional_folder, lambda: None)
 _TUNE: Knob[bool] = Knob("TILUS_TUNE", _boolean, lambda: False)
 _PRINT_AUTOTUNING: Knob[bool] = Knob("TILUS_PRINT_AUTOTUNING", _boolean, lambda: False)
+_CPU_ACTIVATIONS: Knob[str] = Knob("TILUS_CPU_ACTIVATIONS", _activations, lambda: "auto")
 
 KNOBS: dict[str, Knob[Any]] = {
     "target": _TARGET,
@@ -116,6 +126,7 @@ KNOBS: dict[str, Knob[Any]] = {
     "dump_dir": _DUMP_DIR,
     "tune": _TUNE,
     "print_autotuning": _PRINT_AUTOTUNING,
+    "cpu_activations": _CPU_ACTIVATIONS,
 }
 
 
@@ -174,6 +185,11 @@ class Knobs:
     def print_autotuning(self) -> bool:
         """Whether the tuner says what it tries."""
         return _read("print_autotuning", _PRINT_AUTOTUNING)
+
+    @property
+    def cpu_activations(self) -> str:
+        """How a CPU multiplies activations by weights of integers: `auto`, `exact` or `fixed16`."""
+        return _read("cpu_activations", _CPU_ACTIVATIONS)
 
     @contextmanager
     def scope(self, **overrides: Any) -> Iterator[None]:

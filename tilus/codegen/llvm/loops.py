@@ -21,6 +21,7 @@ from tilus.codegen.llvm.lanes import Table, moved, sources
 from tilus.codegen.llvm.types import is_packed
 from tilus.ir.expr import Tensor
 from tilus.layouts import RegisterLayout
+from tilus.layouts.bits import WORD
 
 CHAINS = 8  # an addition takes 4 cycles, and two may begin in each
 
@@ -124,7 +125,7 @@ def _group(
 ) -> Value | None:
     """Return a word of several elements, if all lanes have them in registers of their own, the same in all."""
     places = [o.own(numbers) for o in operands]
-    if not all(places):
+    if not all(places) or any(o.tensor.type.dtype.nbits > WORD // len(numbers) for o in operands):
         return None
     return on_groups(len(numbers), *(c.group(o.tensor, p) for o, p in zip(operands, places, strict=True)))
 

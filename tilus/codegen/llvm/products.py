@@ -14,7 +14,7 @@ import numpy as np
 
 from tilus.codegen.llvm import casts
 from tilus.codegen.llvm.builder import Builder, Value, constant, vector
-from tilus.codegen.llvm.context import Context, compute_values, register
+from tilus.codegen.llvm.context import Context, Memory, compute_values, register
 from tilus.codegen.llvm.lanes import Table, butterfly, steps_of_group
 from tilus.codegen.llvm.loops import Affine, affine, counted
 from tilus.codegen.llvm.pairs import add_pair_products
@@ -78,7 +78,7 @@ def dot(c: Context, out: Tensor, inst: Dot) -> None:
         ks = [tuple(row) for row in a[:, [i for i, _ in pairs[0]], -1].tolist()]
         product = replace(product, steps=steps_of_group([tuple(row) for row in at[:, 0].tolist()], ks))
     work = sum(map(len, pairs)) // (2 if product.of_pairs else 1)
-    block = _block(c, product) if work > UNROLLED else None
+    block = _block(c, product) if work > UNROLLED or _words_in_memory(c, product) else None
     if block is None:
         _unrolled(c, product, pairs)
     else:
@@ -255,15 +255,20 @@ def _counts(b: Builder, first: Value, many: int) -> list[Value]:
     return [b.op("add", first, i) if i else first for i in range(many)]
 
 
+def _words_in_memory(c: Context, p: Product) -> tuple[Memory, Memory] | None:
+    """Return where pairs along k lie, if both operands lie in memory as words of them."""
+    left, right = c.deferred.get(p.inst.a), c.deferred.get(p.inst.b)
+    if not p.of_pairs or left is None or right is None or left.words is None or right.words is None:
+        return None
+    return (left.words, right.words) if (left.words.run, right.words.run) == (1, 0) else None
+
+
 def _pairs_in_memory(c: Context, p: Product, block: Block) -> tuple[Load, Load] | None:
     """Return what loads pairs along k of a row of `a` and of a column of `b`, if both lie in memory as words."""
-    b, (m, n, depth) = c.b, block.index
-    left, right = c.deferred.get(p.inst.a), c.deferred.get(p.inst.b)
-    if not p.of_pairs or left is None or right is None:
+    b, (m, n, depth), found = c.b, block.index, _words_in_memory(c, p)
+    if found is None:
         return None
-    x, y = left.words, right.words
-    if x is None or y is None or (x.run, y.run) != (1, 0):
-        return None
+    x, y = found
     if (depth.base, depth.strides) != (0, (1,)) or block.extents[2] % 2:
         return None
     return lambda i, k: x.load(b, "i32", [m.at(b, [i]), k]), lambda j, k: y.load(b, "i32", [k, n.at(b, [j])])

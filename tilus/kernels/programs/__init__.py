@@ -4,6 +4,7 @@ Annotations and bodies are in that language, not in typed Python: names such as 
 """
 
 from tilus.kernels.programs.add_parts import add_parts
+from tilus.kernels.programs.fixed_matmul import fix_activations, fixed_matmul, fixed_panel_matmul
 from tilus.kernels.programs.layer_norm import layer_norm
 from tilus.kernels.programs.matmul import matmul
 from tilus.kernels.programs.panel_matmul import panel_matmul
@@ -15,6 +16,9 @@ from tilus.kernels.programs.vector_add import vector_add
 
 __all__ = [
     "add_parts",
+    "fix_activations",
+    "fixed_matmul",
+    "fixed_panel_matmul",
     "layer_norm",
     "matmul",
     "panel_matmul",
