@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +31,19 @@ def cache_of_kernels(tmp_path_factory: pytest.TempPathFactory) -> None:
     run = tmp_path_factory.getbasetemp()
     run = run.parent if "PYTEST_XDIST_WORKER" in os.environ else run
     os.environ.setdefault("TILUS_CACHE_DIR", str(run / "kernels"))
+
+
+@pytest.fixture
+def slim_facts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Let configurations for GPUs be ranked by facts of no machine code, so that nothing is compiled."""
+    from tests.kernels.test_model import SLIM
+    from tilus.kernels import tuning
+
+    monkeypatch.setenv("TILUS_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(tuning, "code_facts", lambda configuration, form, target: SLIM)
+    tuning.ranked.cache_clear()
+    yield
+    tuning.ranked.cache_clear()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

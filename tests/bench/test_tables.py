@@ -7,30 +7,23 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from tests.kernels.test_model import SLIM
 from tilus.bench.published import best_published
 from tilus.bench.rows import read_row, table
 from tilus.bench.shapes import LAYERS, MODELS, select_layers
 from tilus.cli import main
 from tilus.errors import TilusError
-from tilus.kernels import tuning
 
 ONE = ("--layers", "llama-3.3-70b:o", "--batches", "1,64,4096", "--weights", "u2,u4")
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path):
-    monkeypatch.setenv("TILUS_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(tuning, "code_facts", lambda configuration, form, target: SLIM)
-    tuning.ranked.cache_clear()
-
+def run(slim_facts):
     def invoke(*args: str, status: int = 0) -> str:
         result = CliRunner().invoke(main, ["bench", *args], catch_exceptions=False)
         assert result.exit_code == status, result.output
         return result.output
 
-    yield invoke
-    tuning.ranked.cache_clear()
+    return invoke
 
 
 def test_shapes_are_those_of_the_models() -> None:

@@ -7,24 +7,17 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from tests.kernels.test_model import SLIM
 from tilus.cli import main
-from tilus.kernels import tuning
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path):
-    monkeypatch.setenv("TILUS_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(tuning, "code_facts", lambda configuration, form, target: SLIM)
-    tuning.ranked.cache_clear()
-
+def run(slim_facts):
     def invoke(*args: str, status: int = 0) -> str:
         result = CliRunner().invoke(main, args, catch_exceptions=False)
         assert result.exit_code == status, result.output
         return result.output
 
-    yield invoke
-    tuning.ranked.cache_clear()
+    return invoke
 
 
 def test_what_is_chosen_its_parts_and_its_bound(run) -> None:

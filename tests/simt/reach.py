@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from tilus.simt.decode import Context
-from tilus.simt.flow import successors
+from tilus.simt.flow import forward
 from tilus.simt.program import Program
 from tilus.simt.syntax import Operand, Special, Symbol, Vector
 
@@ -29,23 +29,14 @@ def never_run(program: Program, contexts: Sequence[Context], ran: Collection[int
         Positions that were run at some launch.
     """
     bounds = [*program.leaders, len(program.code)]
-    entry: dict[int, set[str]] = {0: set()}  # of pieces: registers that may differ between launches
-    work = [0]
-    while work:
-        piece = work.pop()
-        if piece == len(program.leaders):
-            continue
-        state = set(entry[piece])
-        for context in contexts[bounds[piece] : bounds[piece + 1]]:
-            _step(context, state)
-        decided = not _varies(contexts[bounds[piece + 1] - 1], state)
-        for target in successors(program, piece):
-            if decided and bounds[target] not in ran and target < len(program.leaders):
-                continue
-            new = entry.get(target, set()) | state | (set() if decided else {_ALL})
-            if target not in entry or new != entry[target]:
-                entry[target] = new
-                work.append(target)
+
+    def leave(piece: int, target: int, state: set[str]) -> set[str] | None:
+        if _varies(contexts[bounds[piece + 1] - 1], state):
+            return state | {_ALL}
+        return state if bounds[target] in ran or target == len(program.leaders) else None
+
+    # At the beginning of pieces: registers that may differ between launches.
+    entry = forward(program, contexts, _step, set.union, leave)
     dead = set(range(len(program.leaders))) - entry.keys()
     return {at for piece in dead for at in range(bounds[piece], bounds[piece + 1])}
 

@@ -58,25 +58,27 @@ class Operands:
         Where blocks share K, an array is between the two kernels that belongs to this call: calls on several streams
         share nothing, and in a CUDA graph it is memory of the graph.
         """
+        result = self.y if kernels.adder is None else new_array(self.x, (kernels.split, *self.y.shape), "float32")
+        args = self.arguments(result)
+        adding = (result, self.scales, args[4], self.y, *args[6:8], *args[9:])
+        if isinstance(self.form.pack, TritPack):  # has neither zero points nor a tensor scale
+            args = (*args[:3], *args[4:-1])
+        product = kernels.product, args
+        return [product] if kernels.adder is None else [product, (kernels.adder, adding)]
+
+    def arguments(self, result: Any) -> tuple[Any, ...]:
+        """Return what products are called with: arrays, the last one `result`, M, N, K, groups and tensor scale."""
         (m, n), k, form = self.y.shape, self.x.shape[1], self.form
         # In place of what is not there stands any array: it is not read.
         zeros = self.words if self.zero_points is None else self.zero_points
         bias = self.y if self.bias is None else self.bias
-        result = self.y if kernels.adder is None else _new_f32(self.x, (kernels.split, m, n))
-        args: tuple[Any, ...]
-        args = (self.x, self.words, self.scales, zeros, bias, result, m, n, k, form.groups(k), form.tensor_scale)
-        if isinstance(form.pack, TritPack):  # has neither zero points nor a tensor scale
-            args = (*args[:3], *args[4:-1])
-        if kernels.adder is None:
-            return [(kernels.product, args)]
-        adding = result, self.scales, bias, self.y, m, n, form.groups(k), form.tensor_scale
-        return [(kernels.product, args), (kernels.adder, adding)]
+        return self.x, self.words, self.scales, zeros, bias, result, m, n, k, form.groups(k), form.tensor_scale
 
 
-def _new_f32(x: Any, shape: tuple[int, ...]) -> Any:
-    """Return an array of f32 where `x` lives, not filled."""
-    if not is_torch(x):
-        return np.empty(shape, np.float32)
-    import torch  # x is a tensor: torch is loaded already
+def new_array(model: Any, shape: tuple[int, ...], kind: str) -> Any:
+    """Return an array where another one lives, not filled, of a type that NumPy and torch call by the same name."""
+    if not is_torch(model):
+        return np.empty(shape, kind)
+    import torch  # the model is a tensor: torch is loaded already
 
-    return x.new_empty(shape, dtype=torch.float32)
+    return model.new_empty(shape, dtype=getattr(torch, kind))

@@ -104,7 +104,7 @@ def prepare(
     if device == "cpu":
         _check_order(form, device)
         if is_wanted(form, x):
-            return fixed_calls(x, words, scales, zero_points, bias, form, y)
+            return fixed_calls(operands, any_scale, *_types(form, x.dtype, scales.dtype))
         kernels = _on_cpu(any_scale, x.dtype, scales.dtype, min(m, CPU_BATCH_TILES[-1]), bias is not None)
         return operands.calls(kernels)
     x_type, scale_type = _types(form, x.dtype, scales.dtype)

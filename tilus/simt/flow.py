@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from tilus.simt.decode import Context
 from tilus.simt.program import Program
@@ -29,9 +30,29 @@ def successors(program: Program, piece: int) -> Iterator[int]:
                 yield program.leaders.index(at) if at < len(program.code) else len(program.leaders)
 
 
-def _forward(program: Program, contexts: Sequence[Context], step: Callable[[Context, set[str]], None],
-             meet: Callable[[set[str], set[str]], set[str]]) -> None:  # fmt: skip
-    """Carry sets of registers along all paths: `step` changes one at an instruction, `meet` joins two."""
+State: TypeAlias = set[str]  # of registers
+
+
+def forward(
+    program: Program,
+    contexts: Sequence[Context],
+    step: Callable[[Context, State], None],
+    meet: Callable[[State, State], State],
+    leave: Callable[[int, int, State], State | None] = lambda piece, target, state: state,
+) -> dict[int, State]:
+    """Carry sets of registers along all paths; return those at the beginning of the pieces that are reached.
+
+    Parameters
+    ----------
+    program, contexts
+        The code.
+    step : callable
+        Changes a set at an instruction.
+    meet : callable
+        Joins two sets.
+    leave : callable, optional
+        From a piece, the next one and the set behind the first: what is carried on; None if nobody goes that way.
+    """
     bounds = [*program.leaders, len(program.code)]
     entry: dict[int, set[str]] = {0: set()}
     work = [0]
@@ -43,10 +64,14 @@ def _forward(program: Program, contexts: Sequence[Context], step: Callable[[Cont
         for context in contexts[bounds[piece] : bounds[piece + 1]]:
             step(context, state)
         for target in successors(program, piece):
-            new = meet(entry[target], state) if target in entry else state
+            carried = leave(piece, target, state)
+            if carried is None:
+                continue
+            new = meet(entry[target], carried) if target in entry else carried
             if target not in entry or new != entry[target]:
                 entry[target] = set(new)
                 work.append(target)
+    return entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +115,7 @@ def possibly_unset(program: Program, contexts: Sequence[Context]) -> set[str]:
         if context.instruction.guard is None:
             known |= context.writes
 
-    _forward(program, contexts, step, set.intersection)
+    forward(program, contexts, step, set.intersection)
     return unset
 
 
@@ -132,7 +157,7 @@ def is_data_independent(program: Program, contexts: Sequence[Context]) -> bool:
 
     while before != len(spaces):
         before = len(spaces)
-        _forward(program, contexts, step, set.union)
+        forward(program, contexts, step, set.union)
     return not decided
 
 
