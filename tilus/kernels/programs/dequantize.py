@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tilus.dtypes import DataType, f32, i32, u32
-from tilus.kernels.programs.pieces import decode
+from tilus.kernels.programs.pieces import decode, weight_views
 from tilus.kernels.programs.ternary_matmul import numbers
 from tilus.lang import block_id, cdiv, global_view, launch, load_global, ptr, static_range, store_global, view
 from tilus.runtime.kernel import kernel
@@ -34,9 +34,8 @@ def dequantize(
     (BN, BK), words = PACK.tile, PACK.words
     launch(blocks=(cdiv(n, BN), cdiv(k, BK)), warps=PACK.warps)
     row, t = block_id(0) * BN, block_id(1)
-    gw, gy = global_view(w, shape=(cdiv(n, BN), cdiv(k, BK), *words.shape)), global_view(y, shape=(n, k))
-    gs = global_view(scales, shape=(n, groups), strides=(1, n))
-    gz = global_view(zero_points, shape=(n, groups), strides=(1, n))
+    gy = global_view(y, shape=(n, k))
+    gw, gs, gz = weight_views(w, scales, zero_points, n, k, groups, PACK)
     packed = load_global(gw, offset=(block_id(0), t, 0, 0, 0), shape=words.shape, layout=words)
     codes = view(packed, PACK.dtype, PACK.fragment, PACK.bits)
     for j in static_range(BK // STEP):

@@ -13,7 +13,7 @@ number makes NaN of its row.
 from __future__ import annotations
 
 from tilus.dtypes import DataType, f32, i16, i32, u32
-from tilus.kernels.programs.pieces import finish
+from tilus.kernels.programs.pieces import finish, weight_views
 from tilus.lang import (
     abs,
     alloc_shared,
@@ -126,9 +126,7 @@ def fixed_matmul(
     launch(blocks=(cdiv(m, BM), cdiv(n, BN)), warps=1)
     col, tile_n = block_id(0) * BM, block_id(1)
     row, gx = tile_n * BN, global_view(x, shape=(m, k))
-    gw = global_view(w, shape=(cdiv(n, BN), cdiv(k, BK), *words.shape))
-    gs = global_view(scales, shape=(n, groups), strides=(1, n))
-    gz = global_view(zero_points, shape=(n, groups), strides=(1, n))
+    gw, gs, gz = weight_views(w, scales, zero_points, n, k, groups, PACK)
     fixed = alloc_shared(i16, (BM, CHUNK))
     acc = zeros((BN, BM), f32)
     for p in range(cdiv(k, CHUNK)):
@@ -210,9 +208,7 @@ def fixed_panel_matmul(
     row, col = tile_n * BN, i * BM
     gi = global_view(numbers, shape=(chunks, cdiv(m, BM), BM, CHUNK))
     gu = global_view(units, shape=(chunks, cdiv(m, BM), BM, 1))
-    gw = global_view(w, shape=(cdiv(n, BN), cdiv(k, BK), *words.shape))
-    gs = global_view(scales, shape=(n, groups), strides=(1, n))
-    gz = global_view(zero_points, shape=(n, groups), strides=(1, n))
+    gw, gs, gz = weight_views(w, scales, zero_points, n, k, groups, PACK)
     panel, sums = alloc_shared(u32, PANEL.shape), alloc_shared(f32, (BM, BN))
     for c in range(BM // BC):
         store_shared(sums, zeros((BC, BN), f32), offset=(c * BC, 0))

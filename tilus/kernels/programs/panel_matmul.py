@@ -8,7 +8,7 @@ ordinary one: what unpacking costs is divided by BM.
 from __future__ import annotations
 
 from tilus.dtypes import DataType, f32, i32, u32
-from tilus.kernels.programs.pieces import decode, finish
+from tilus.kernels.programs.pieces import decode, finish, weight_views
 from tilus.lang import (
     alloc_shared,
     block_id,
@@ -71,11 +71,9 @@ def panel_matmul(
     """Multiply activations [m, k] by a packed weight [n, k]; scales and zero points are [groups, n]."""
     (BN, BK), words = PACK.tile, PACK.words
     launch(blocks=(cdiv(m, BM), cdiv(n, BN)), warps=1)
-    col, tile_n, tiles_k, width = block_id(0) * BM, block_id(1), cdiv(k, BK), PANEL.shape[0]
+    col, tile_n, width = block_id(0) * BM, block_id(1), PANEL.shape[0]
     row, gx = tile_n * BN, global_view(x, shape=(m, k))
-    gw = global_view(w, shape=(cdiv(n, BN), tiles_k, *words.shape))
-    gs = global_view(scales, shape=(n, groups), strides=(1, n))
-    gz = global_view(zero_points, shape=(n, groups), strides=(1, n))
+    gw, gs, gz = weight_views(w, scales, zero_points, n, k, groups, PACK)
     panel = alloc_shared(f32, PANEL.shape)
     acc = zeros((BN, BM), f32)
     for p in range(cdiv(k, width)):

@@ -7,6 +7,16 @@ from tilus.lang import cdiv, dot, global_view, inline, load_global, maximum, min
 
 
 @inline
+def weight_views(w, scales, zero_points, n, k, groups, PACK):
+    """Return views of packed words, by tile, and of scales and zero points [n, groups]."""
+    (BN, BK), words = PACK.tile, PACK.words
+    gw = global_view(w, shape=(cdiv(n, BN), cdiv(k, BK), *words.shape))
+    gs = global_view(scales, shape=(n, groups), strides=(1, n))
+    gz = global_view(zero_points, shape=(n, groups), strides=(1, n))
+    return gw, gs, gz
+
+
+@inline
 def decode(codes, gz, row, group, CT, ZERO):
     """Return the weights of a slice of codes, without their scales: exact in CT for all but codebooks."""
     weight = codes.to(CT)

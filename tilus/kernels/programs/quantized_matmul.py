@@ -8,7 +8,7 @@ applied to the accumulators, once per group of K; integer zero points are subtra
 from __future__ import annotations
 
 from tilus.dtypes import DataType, f32, i32, u32
-from tilus.kernels.programs.pieces import decode, finish
+from tilus.kernels.programs.pieces import decode, finish, weight_views
 from tilus.lang import (
     block_id,
     cdiv,
@@ -56,9 +56,7 @@ def quantized_matmul(
     launch(blocks=(cdiv(m, BM), cdiv(n, BN)), warps=1)
     col, tile_n, tiles_k = block_id(0) * BM, block_id(1), cdiv(k, BK)
     row, gx = tile_n * BN, global_view(x, shape=(m, k))
-    gw = global_view(w, shape=(cdiv(n, BN), tiles_k, *words.shape))
-    gs = global_view(scales, shape=(n, groups), strides=(1, n))
-    gz = global_view(zero_points, shape=(n, groups), strides=(1, n))
+    gw, gs, gz = weight_views(w, scales, zero_points, n, k, groups, PACK)
     acc = zeros((BN, BM), f32)
     for t in range(tiles_k):
         packed = load_global(gw, offset=(tile_n, t, 0, 0, 0), shape=words.shape, layout=words)
