@@ -90,7 +90,8 @@ def _peers(weight: np.ndarray, types: Sequence[str], threads: int) -> Iterator[P
     else:
         print("onnxruntime and onnx are not installed: pip install 'tilus-vm[bench]' adds this peer", file=sys.stderr)
     for name in types:
-        yield cpu_peers.ours(weight, name)
+        for activations in ("exact", "fixed16"):
+            yield cpu_peers.ours(weight, name, activations)
 
 
 def _measure(peers: Sequence[Peer], m: int, threads: int, options: argparse.Namespace) -> list[dict[str, object]]:

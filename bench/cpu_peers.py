@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -49,17 +50,21 @@ def rotating(calls: Sequence[Callable[[], object]]) -> Callable[[], object]:
     return lambda: next(turn)()
 
 
-def ours(weight: np.ndarray, name: str) -> Peer:
-    """`tilus.matmul` with f32 activations and f16 scales."""
+def ours(weight: np.ndarray, name: str, activations: str) -> Peer:
+    """`tilus.matmul` with f16 scales and f32 activations, which it multiplies as they are or in fixed point."""
     qw = tilus.quantize(torch.from_numpy(weight), name, GROUP, scale_dtype="f16")
 
     def make(x: np.ndarray, copies: int):
         tensor = torch.from_numpy(x)
         copied = [_copy(qw) for _ in range(copies)]
-        call = rotating([lambda w=w: tilus.matmul(tensor, w) for w in copied])
-        return call, 1, lambda: tilus.matmul(tensor, qw).numpy()
 
-    return Peer(f"tilus {name}", qw.nbytes, 1e-4, make, qw.dequantize("f64").numpy())
+        def product(w: QuantizedWeight) -> torch.Tensor:
+            with tilus.knobs.scope(cpu_activations=activations):
+                return tilus.matmul(tensor, w)
+
+        return rotating([partial(product, w) for w in copied]), 1, lambda: product(qw).numpy()
+
+    return Peer(f"tilus {name}, {activations}", qw.nbytes, 1e-4, make, qw.dequantize("f64").numpy())
 
 
 def _copy(qw: QuantizedWeight) -> QuantizedWeight:

@@ -40,7 +40,14 @@ def test_cpu_matmul(modules, monkeypatch, capsys) -> None:
         set_num_threads(ours)
         torch.set_num_threads(theirs)
     found = capsys.readouterr().out
-    for text in ("M=1 N=256 K=256, 1 thread", "M=3 N=256", "torch float32", "torch int4", "tilus u4", "tilus u3"):
+    for text in (
+        "M=1 N=256 K=256, 1 thread",
+        "M=3 N=256",
+        "torch float32",
+        "torch int4",
+        "tilus u4, exact",
+        "tilus u3, fixed16",
+    ):
         assert text in found
 
 
