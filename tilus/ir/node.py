@@ -9,6 +9,7 @@ where the user wrote it and takes no part in comparison.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from operator import attrgetter
@@ -37,6 +38,20 @@ def field_names(cls: type[Node]) -> tuple[str, ...]:
     return _FIELD_NAMES[cls]
 
 
+# What annotations of fields without nodes are made of.
+_LEAVES = {"None", "bool", "float", "int", "str", "tuple", "DataType", "BitLayout", "RegisterLayout", "SharedLayout"}
+_LEAVES |= {"PointerType", "ScalarType", "TensorType"}
+_CHILD_NAMES: dict[type[Node], tuple[str, ...]] = {}
+
+
+def child_names(cls: type[Node]) -> tuple[str, ...]:
+    """Return the names of the fields of a node class that may hold nodes."""
+    if cls not in _CHILD_NAMES:
+        kinds = {f.name: set(re.findall(r"\w+", str(f.type))) for f in fields(cls)}
+        _CHILD_NAMES[cls] = tuple(name for name in field_names(cls) if not kinds[name] <= _LEAVES)
+    return _CHILD_NAMES[cls]
+
+
 def map_children(node: N, f: Callable[[Node], Any]) -> N:
     """Apply `f` to every child node; the same object when nothing changed.
 
@@ -49,7 +64,7 @@ def map_children(node: N, f: Callable[[Node], Any]) -> N:
         spliced in (so a statement can become none or several).
     """
     changes = {}
-    for name in field_names(type(node)):
+    for name in child_names(node.__class__):
         old = getattr(node, name)
         new = _map_value(old, f)
         if new is not old:
@@ -75,7 +90,7 @@ def _map_value(value: Any, f: Callable[[Node], Any]) -> Any:
 
 def children(node: Node) -> Iterator[Node]:
     """Yield the direct children of a node in field order."""
-    for name in field_names(type(node)):
+    for name in child_names(node.__class__):
         yield from _nodes_in(getattr(node, name))
 
 
@@ -106,7 +121,7 @@ def _fields_backwards(cls: type[Node]) -> Callable[[Node], tuple[Any, ...]]:
     """Return what reads the fields of a node class at once, the last one first: programs are walked many times."""
     if cls not in _READERS:
         # With two names at least the getter returns a tuple; a `loc` holds no nodes.
-        _READERS[cls] = attrgetter("loc", "loc", *field_names(cls)[::-1])
+        _READERS[cls] = attrgetter("loc", "loc", *child_names(cls)[::-1])
     return _READERS[cls]
 
 
