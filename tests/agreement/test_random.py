@@ -37,7 +37,7 @@ def test_lowered_for_gpus(program: Program, seed: int) -> None:
 
 
 @pytest.mark.parametrize("cpu", CPUS)
-@examples(0.6)
+@examples(0.4)
 @given(st.data(), st.integers(0, 3))
 def test_lowered_and_compiled_for_cpus(cpu: str, data: st.DataObject, seed: int) -> None:
     program, args = data.draw(programs(CPUS[cpu])), arguments(seed)

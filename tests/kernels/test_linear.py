@@ -228,8 +228,11 @@ def gradients(module, x, grad):
     return x.grad
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("name", ["u4", "i3", "f4e2m1", "nf4", "u1", "t1.6"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("u4", torch.float32), ("u4", torch.float16), ("u4", torch.bfloat16), ("i3", torch.float16),
+     ("f4e2m1", torch.bfloat16), ("nf4", torch.float32), ("u1", torch.float16), ("t1.6", torch.bfloat16)],
+)  # fmt: skip
 def test_gradients_pass_to_the_activations(name, dtype):
     _, quantized = layer(name, dtype)
     x, grad = torch.randn(2, 3, 100, dtype=dtype), torch.randn(2, 3, 21, dtype=dtype)

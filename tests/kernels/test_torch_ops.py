@@ -128,12 +128,13 @@ def test_torch_finds_nothing_wrong_with_dequantize():
     assert DEQUANTIZE(x.new_empty(0), words[:0], scales[:, :0], zeros[:, :0], form, 0, 100).shape == (0, 100)
 
 
-@pytest.mark.parametrize(("group_size", "kind"), [(32, "f32"), (-1, "f16"), (32, "bf16")])
-@pytest.mark.parametrize(("name", "options"), [("u4", {}), ("u3", {"zero_point": False}), ("f6e3m2", {}), ("nf4", {}),
-                                               ("i8", {}), ("mxfp4", {}), ("nvfp4", {}), ("t1.6", {})])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "options", "group_size", "kind"),
+    [("u4", {}, 32, "f32"), ("u4", {}, -1, "f16"), ("u3", {"zero_point": False}, 32, "bf16"), ("f6e3m2", {}, 32, "f32"),
+     ("nf4", {}, -1, "f16"), ("nf4", {}, 32, "bf16"), ("i8", {}, 32, "f32"), ("mxfp4", {}, 32, "f16"),
+     ("nvfp4", {}, 16, "bf16"), ("t1.6", {}, -1, "f16")],
+)  # fmt: skip
 def test_dequantize_is_the_weight(name, options, group_size, kind):
-    if name in ("mxfp4", "nvfp4"):
-        group_size = {"mxfp4": 32, "nvfp4": 16}[name]
     w = tilus.quantize(torch.randn(21, 100, generator=torch.Generator().manual_seed(1)), name, group_size, **options)
     like = torch.empty(0, dtype=TORCH[kind])
     found = DEQUANTIZE(like, w.words, w.scales, w.zero_points, w.format_text, 21, 100)

@@ -28,7 +28,7 @@ def agree(program, args, arch: str, *, exact: bool = True) -> None:
     wanted = on_vm(program, args)
     found, report = on_simt(program, args, arch, metrics=True)
     assert report.ok, str(report)
-    if "cp.async" in compiled(program, arch).ptx:
+    if arch == "sm_80" and "cp.async" in compiled(program, arch).ptx:  # the copies of both are the same
         early, again = on_simt(program, args, arch, landing="early", sanitize=False)
         assert again.ok
         np.testing.assert_array_equal(bits(early), bits(found))

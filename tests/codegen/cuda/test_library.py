@@ -76,7 +76,7 @@ def test_rows(kind: str) -> None:
 
 CASES = pairwise(
     {
-        "name": ("u3", "u4", "i8", "f6e3m2"),
+        "name": ("u3", "i8", "f6e3m2"),
         "where": ("sm_80", "sm_90a"),
         "zero_point": (False, True),
         "m": (1, 9),
