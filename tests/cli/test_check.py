@@ -39,6 +39,7 @@ WRONG = {
     "gather": ("x=f32[64]", "index=i32[4]:62..66", "n=4"),
     "copied": ("n=1024",),
     "pipelined": ("n=512",),
+    "staged": ("n=1024",),
     "total": ("n=300",),
     "unwritten": ("n=128",),
 }

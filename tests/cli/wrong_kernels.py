@@ -83,6 +83,22 @@ def unwritten(x: tilus.ptr[f32], y: tilus.ptr[f32], n: i32):
     tilus.store_global(tilus.global_view(y, shape=(n,)), tilus.load_shared(shared), offset=(0,))
 
 
+@tilus.kernel
+def staged(x: tilus.ptr[f16], y: tilus.ptr[f16], n: i32):
+    """Copy tile after tile through two stages, as if there were three: the third is the tensor behind."""
+    tilus.launch(blocks=1, warps=1)
+    source, target = tilus.global_view(x, shape=(n,)), tilus.global_view(y, shape=(n,))
+    shared, behind = tilus.alloc_shared(f16, shape=(2, 256)), tilus.alloc_shared(f16, shape=(256,))
+    for i in range(tilus.cdiv(n, 256)):
+        tile = tilus.load_global(source, offset=(i * 256,), shape=(256,))
+        tilus.store_shared(shared, tile, offset=(i % 3, 0), dims=(1,))
+        tilus.store_shared(behind, tile)
+        tilus.sync()
+        tile = tilus.load_shared(shared, offset=(i % 3, 0), shape=(256,), dims=(1,))
+        tilus.store_global(target, tile + tilus.load_shared(behind), offset=(i * 256,))
+        tilus.sync()
+
+
 # --- right ones -----------------------------------------------------------------------------------------------------
 
 

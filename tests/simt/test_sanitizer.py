@@ -276,3 +276,16 @@ def test_findings_are_counted_and_errors_hold_them():
     assert "32 times" in str(report)
     with pytest.raises(VMError, match="out of bounds"):
         report.check()
+
+
+WINDOWS = [(1, 0, 4096), (5, 128, 256), (6, 0, 4096)]
+
+
+@pytest.mark.parametrize(("at", "kind"), [(128, None), (252, None), (124, "bounds"), (256, "bounds")])
+@pytest.mark.parametrize("line", [4, 5, 9])
+def test_a_line_may_have_a_part_of_shared_memory(line, at, kind):
+    """A tensor of a program is not all of the block's memory: its neighbours are out of bounds."""
+    body = f".loc 1 {line} 1\nst.shared.u32 [dynamic+{at}], 7;"
+    text = kernel(body, ["u64"]) + '\n.file 1 "kernel.cu"\n'
+    report = simt.run(text, "kernel", [np.zeros(1, np.uint32)], 1, 1, shared_bytes=4096, windows=WINDOWS)
+    assert kinds(report) == ({kind} if kind and line == 5 else set()), str(report)

@@ -53,7 +53,12 @@ class Backend:
 def _build_cuda(lowered: Program, target: Target) -> Files:
     source = cuda.emit(lowered, target)
     text, binary = _with_fewest_spills(source.text, target.name)
-    meta = {"kernel": source.kernel_name, "shared": source.dynamic_shared_bytes, "threads": lowered.num_threads}
+    meta = {
+        "kernel": source.kernel_name,
+        "shared": source.dynamic_shared_bytes,
+        "threads": lowered.num_threads,
+        "windows": source.windows,
+    }
     return {
         "meta.json": json.dumps(meta).encode(),
         "kernel.cu": text.encode(),

@@ -27,6 +27,7 @@ _RACE_HINTS = {
     "global": "sync() orders the threads of a block, and nothing orders blocks: let each write elements of its own, "
     "or use atomic_add",
 }
+_SHARED_BOUNDS = "nothing masks a tile that leaves its shared tensor: check the offset, such as a stage's number"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,8 @@ def _hint(finding: Finding, loc: Loc | None, other: Loc | None) -> str | None:
     way = _HINTS.get(finding.kind)
     if finding.kind == "race":
         way = _RACE_HINTS.get(finding.space)
+    if finding.kind == "bounds" and finding.space == "shared":
+        way = _SHARED_BOUNDS
     if other is None:
         return way
     same_file = loc is not None and loc.file == other.file

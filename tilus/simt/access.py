@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 
@@ -15,6 +17,8 @@ from tilus.simt.memory import SPACE_BITS, SPACES, Memory
 from tilus.simt.shadow import Conflict
 from tilus.simt.sync import WEAKLY, Ordering
 from tilus.simt.syntax import Address, Symbol
+
+_MOVES = ("ld", "st", "cp", "ldmatrix", "stmatrix")
 
 
 @dataclass(slots=True)
@@ -40,6 +44,7 @@ class Access:
     space: str
     verb: str
     ordering: Ordering = WEAKLY
+    window: tuple[int, int] | None = None  # of shared memory; all, if none
 
     def memory(self, space: str) -> Memory:
         """Return the memory of a space."""
@@ -85,7 +90,9 @@ class Access:
         if space == "global":
             return machine.globals.locate(addresses, nbytes)
         if space == "shared":
-            return machine.shared.locate(addresses, nbytes, machine.block_of[threads], machine.cluster)
+            return machine.shared.locate(
+                addresses, nbytes, machine.block_of[threads], machine.cluster, self.window or (0, machine.shared.size)
+            )
         inside = addresses.astype(np.int64) & 0xFFFFFFFF
         if space == "local":
             return threads * machine.local_stride + inside, inside + nbytes <= machine.program.local_bytes
@@ -163,4 +170,15 @@ def access(context: Context, nbytes: int, space: str, verb: str, ordering: Order
     address = next((x for x in context.operands if isinstance(x, Address)), None)
     if base == "param" and address is not None and isinstance(address.base, Symbol):
         base = "local" if address.base.name in context.machine.program.local else "param"
-    return Access(context.machine, context.code, nbytes, base or "generic", verb, ordering)
+    return Access(context.machine, context.code, nbytes, base or "generic", verb, ordering, window(context))
+
+
+def window(context: Context) -> tuple[int, int] | None:
+    """Return the part of shared memory that an instruction may access; None if it is not one that moves elements."""
+    machine = context.machine
+    source, windows = context.instruction.source, machine.options.windows
+    number = bisect_right(windows, source.line, key=itemgetter(0)) if source else 0
+    if not number or context.root not in _MOVES:
+        return None
+    start, stop = (machine.program.shared_bytes + byte for byte in windows[number - 1][1:])
+    return start, stop

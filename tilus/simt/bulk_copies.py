@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tilus.simt import tensormap
-from tilus.simt.access import Access, Part, access
+from tilus.simt.access import Access, Part, access, window
 from tilus.simt.bulk import BulkCopies, Transfer
 from tilus.simt.decode import Context, Read, decoder
 from tilus.simt.formats import Array
@@ -21,6 +21,7 @@ from tilus.simt.syntax import BYTES, Address
 from tilus.simt.tensormap import TensorMap
 
 _UNIT = 16
+_OF_BARRIER = "mbarrier operation"
 _NO_FILL = np.zeros(1, np.uint8)
 
 
@@ -76,6 +77,8 @@ class _Form:
     ) -> int | None:
         """Return the place of some bytes, or None if they are out of bounds or not aligned; faults are reported."""
         acc = Access(self.context.machine, self.context.code, nbytes, space, verb)
+        if verb != _OF_BARRIER:
+            acc.window = window(self.context)
         part = Part(space, np.zeros(1, np.int64), np.array([address], np.uint64), np.array([thread]))
         if address % alignment:
             acc.report("misaligned", f"{verb} at an address that is no multiple of {alignment} bytes", part)
@@ -96,7 +99,7 @@ class _Form:
         """Return the barrier of a copy; of a multicast, that at the same address in another block."""
         assert self.barrier is not None
         address = _with_rank(self.scalar(self.barrier, thread), rank)
-        place = self.locate("shared", address, 8, thread, "mbarrier operation", 8)
+        place = self.locate("shared", address, 8, thread, _OF_BARRIER, 8)
         machine = self.context.machine
         if place is None:
             return None

@@ -52,12 +52,9 @@ def run(
     shared_bytes: int = 0,
     cluster: int | Sequence[int] | None = None,
     target: str | None = None,
-    sanitize: bool = True,
-    metrics: bool = False,
-    landing: str = "late",
-    max_pieces: int = 200_000,
-    max_findings: int | None = None,
-) -> Report:
+    sanitize: bool = True, metrics: bool = False, landing: str = "late", max_pieces: int = 200_000,
+    max_findings: int | None = None, windows: Sequence[tuple[int, int, int]] = (),
+) -> Report:  # fmt: skip
     """Run a kernel on the CPU, thread by thread.
 
     Parameters
@@ -83,6 +80,9 @@ def run(
         Give up after so many pieces of straight-line code, and after a twentieth of that once there are findings.
     max_findings : int, optional
         Stop soon after so many findings.
+    windows : sequence of (int, int, int)
+        Which part of the dynamic shared memory code may load from and store to: from a line of the source on, the
+        first byte and the end. Ascending.
 
     Raises
     ------
@@ -99,7 +99,8 @@ def run(
     program = link(module, kernel)
     shape = _shape(program, grid, block, cluster, shared_bytes)
     report = Report(kernel, module.target)
-    _run_all(program, shape, Options(landing, sanitize, metrics, max_pieces, max_findings), report, bind(program, args))
+    options = Options(landing, sanitize, metrics, max_pieces, max_findings, windows)
+    _run_all(program, shape, options, report, bind(program, args))
     return report
 
 

@@ -45,6 +45,7 @@ class Options:
     metrics: bool = False
     max_pieces: int = 200_000
     max_findings: int | None = None
+    windows: Sequence[tuple[int, int, int]] = ()
 
 
 @dataclass(slots=True)

@@ -129,7 +129,9 @@ class SharedMemory(Memory):
         self.names = sorted(names)
         super().__init__(blocks * self.stride, POISON)
 
-    def locate(self, addresses: Array, nbytes: int, blocks: Array, cluster: int) -> tuple[Array, Array]:
+    def locate(
+        self, addresses: Array, nbytes: int, blocks: Array, cluster: int, window: tuple[int, int]
+    ) -> tuple[Array, Array]:
         """Return places in `bytes`, and whether each access lies in shared memory.
 
         Parameters
@@ -141,10 +143,12 @@ class SharedMemory(Memory):
             The resident block of each thread.
         cluster : int
             Blocks of a cluster.
+        window : tuple of int
+            The first byte, and the end, of what may be accessed.
         """
         where = addresses.astype(np.int64) & 0xFFFFFFFF
         rank, offsets = where >> RANK_SHIFT, (where & ((1 << RANK_SHIFT) - 1)) - SHARED_BASE
-        good = (offsets >= 0) & (offsets + nbytes <= self.size) & (rank <= cluster)
+        good = (offsets >= window[0]) & (offsets + nbytes <= window[1]) & (rank <= cluster)
         if rank.any():
             blocks = np.where(rank > 0, blocks // cluster * cluster + rank - 1, blocks)
         return blocks * self.stride + offsets, good

@@ -282,10 +282,15 @@ class Do:
 
 @dataclass(frozen=True, slots=True)
 class Comment:
-    """A remark, one line; `loc` is where in the user's program the code after it comes from."""
+    """A remark, one line.
+
+    `loc` is where in the user's program the code after it comes from, `shared` the bytes of shared memory that this
+    code may access, if fewer than all.
+    """
 
     text: str
     loc: Loc | None = None
+    shared: range | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ def find_phases(program: Program) -> Phases | None:
     for line in lines:
         match line.inst:
             case I.CopyAsync(dst=tensor) | I.StoreShared(dst=tensor):
-                taken = range(places[tensor], places[tensor] + _storage(tensor))
+                taken = range(places[tensor], places[tensor] + storage(tensor))
                 (bulk if _atom(line) == "cp.async.bulk" else others).append(taken)
             case I.ConvertLayout() if line.selected is not None and _atom(line) == "shared":
                 others.append(range(line.selected.width, program.shared_bytes or 0))
@@ -83,7 +83,7 @@ def _atom(line: InstStmt) -> str:
     return "" if line.selected is None else line.selected.atom
 
 
-def _storage(tensor: Tensor) -> int:
+def storage(tensor: Tensor) -> int:
     """Return the bytes of a shared tensor."""
     kind, layout = shared(tensor)
     return layout.storage_size * kind.dtype.nbits // 8

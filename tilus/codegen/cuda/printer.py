@@ -80,19 +80,25 @@ class Lines:
     lines : list of str
     places : list of (int, Loc)
         Line numbers (from 1) at which code for a place of the user's program begins.
+    windows : list of (int, range or None)
+        Line numbers at which code begins that may access some bytes of shared memory; None for all.
     """
 
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.places: list[tuple[int, Loc]] = []
+        self.windows: list[tuple[int, range | None]] = []
 
     def body(self, statements: Sequence[cpp.Stmt], depth: int) -> None:
         """Add statements."""
         for stmt in statements:
-            if isinstance(stmt, cpp.Comment) and stmt.loc is not None:
-                self.places.append((len(self.lines) + 1, stmt.loc))
-            if stmt != cpp.Comment("", getattr(stmt, "loc", None)):
-                self._statement(stmt, depth)
+            if isinstance(stmt, cpp.Comment):
+                if stmt.loc is not None:
+                    self.places.append((len(self.lines) + 1, stmt.loc))
+                self.windows.append((len(self.lines) + 1, stmt.shared))
+                if not stmt.text:
+                    continue
+            self._statement(stmt, depth)
 
     def add(self, text: str, depth: int = 0) -> None:
         """Add one line."""

@@ -18,10 +18,11 @@ from tilus.dtypes import DataType
 from tilus.errors import CodegenError, TilusError, assert_never
 from tilus.ir.expr import Const, Tensor, Var, dtype_of
 from tilus.ir.instructions import INSTRUCTIONS
+from tilus.ir.node import children
 from tilus.ir.program import Program
 from tilus.ir.stmt import Assign, Break, Continue, For, If, InstStmt, Let, Stmt, While
 from tilus.ir.target import Target
-from tilus.ir.types import PointerType, RegisterType
+from tilus.ir.types import PointerType, RegisterType, SharedType
 
 _SHARED_ALIGNMENT = 1024
 # How scalars are passed; types that are not here come as their code, in bytes.
@@ -102,7 +103,8 @@ class _Kernel:
             lines.add(f"extern __shared__ __align__({_SHARED_ALIGNMENT}) u8 smem_bytes[];", 1)
         lines.body([*head, *ctx.head(), *body], 1)
         lines.add("}")
-        return CudaSource("\n".join(lines.lines) + "\n", self.name, shared, tuple(lines.places))
+        windows = tuple((line, w.start, w.stop) if w else (line, 0, shared) for line, w in lines.windows)
+        return CudaSource("\n".join(lines.lines) + "\n", self.name, shared, tuple(lines.places), windows)
 
     def _parameter(self, var: Var) -> str:
         name = self.ctx.declare(var)
@@ -138,7 +140,16 @@ class _Kernel:
             loc = stmt.inst.loc or loc
             text = _remark(self.ctx, stmt)
         if text or loc is not None:
-            self.ctx.emit(cpp.Comment(text, loc))
+            self.ctx.emit(cpp.Comment(text, loc, self._window(stmt)))
+
+    def _window(self, stmt: Stmt) -> range | None:
+        """Return the bytes of the shared tensor that a statement accesses; None if it is not one that does."""
+        operands = children(stmt.inst) if isinstance(stmt, InstStmt) else ()
+        tensors = [n for n in operands if isinstance(n, Tensor) and isinstance(n.type, SharedType)]
+        if len(tensors) != 1:
+            return None
+        start = self.ctx.shared_offsets[tensors[0]]
+        return range(start, start + emit_bulk.storage(tensors[0]))
 
     def _declare(self, place: Place, stmt: Stmt) -> None:
         """Declare what belongs before a statement; a scalar's first value is its declaration."""

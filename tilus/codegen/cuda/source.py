@@ -30,12 +30,16 @@ class CudaSource:
         Dynamic shared memory to launch with.
     line_map : tuple of (int, Loc)
         Lines (from 1) at which the code for a place of the user's program begins, ascending.
+    windows : tuple of (int, int, int)
+        Lines at which the code for a statement begins, ascending, and the first byte and the end of the dynamic shared
+        memory that it may access: a statement's own tensor, or everything.
     """
 
     text: str
     kernel_name: str
     dynamic_shared_bytes: int
     line_map: tuple[tuple[int, Loc], ...]
+    windows: tuple[tuple[int, int, int], ...]
 
 
 def prelude(ctx: Context) -> Lines:
