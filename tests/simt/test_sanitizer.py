@@ -88,6 +88,17 @@ def test_a_race_of_blocks_that_run_one_after_the_other_here():
     assert "a thread of an earlier block" in str(report)
 
 
+@pytest.mark.parametrize("writer", [0, 3, 7])
+def test_a_write_races_with_what_other_blocks_read(writer):
+    """Also where threads of equal numbers read the same, and whoever writes read last."""
+    body = f"""
+        mov.u32 %r1, %ctaid.x; mul.wide.u32 %rd1, %r0, 4; add.s64 %rd1, %rd1, %rd50; ld.global.u32 %r2, [%rd1];
+        setp.eq.u32 %p1, %r1, {writer}; @%p1 st.global.u32 [%rd1], %r1;
+    """
+    assert kinds(run(body, [np.ones(128, np.uint32)], grid=8, block=128)) == {"race"}
+    assert run(body, [np.ones(128, np.uint32)], grid=1, block=128).ok
+
+
 @pytest.mark.parametrize(
     ("body", "kind", "buffer", "thread"),
     [

@@ -152,7 +152,7 @@ def _watch(machine: Machine, facts: flow.Facts, before: Shadow | None) -> Shadow
         _decode_all(machine)
     clocks = Clocks(machine.threads // 32, machine.warps_per_block, _AGENTS * machine.blocks * facts.agents)
     if before is None:
-        before = Shadow(machine.globals.nbytes, facts.narrowest["global"], _GLOBAL_SLOTS, clocks)
+        before = Shadow(machine.globals.nbytes, facts.narrowest["global"], _GLOBAL_SLOTS, clocks, spare=True)
         before.valid[:] = True
     before.clocks = clocks
     slots = machine.warps_per_block * machine.cluster

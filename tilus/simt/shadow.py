@@ -20,6 +20,7 @@ from tilus.simt.formats import Array
 LANES = 32
 _THREAD_BITS, _CODE_BITS, _CLOCK_AT = 24, 14, 40
 _STRENGTH_AT = _THREAD_BITS + _CODE_BITS
+_WARP_MASK = (1 << _THREAD_BITS) - LANES
 NEVER = (1 << 23) - 1
 WEAK, IN_BLOCK, IN_DEVICE = 0, 1, 3  # strength: not atomic, atomic for threads of the block, for all threads
 FIRST = 2  # columns of `known` before the resident warps': nobody, and warps of blocks that ended before
@@ -103,13 +104,15 @@ class Shadow:
     slots : int
         Reads that a cell remembers, of different warps.
     clocks : Clocks
+    spare : bool
+        There are more warps than slots: one more read is remembered, of a warp whose slot another one took.
     """
 
-    def __init__(self, nbytes: int, granularity: int, slots: int, clocks: Clocks) -> None:
+    def __init__(self, nbytes: int, granularity: int, slots: int, clocks: Clocks, *, spare: bool = False) -> None:
         cells = -(-nbytes // granularity)
-        self.granularity, self.slots, self.clocks = granularity, slots, clocks
+        self.granularity, self.slots, self.clocks, self.spare = granularity, slots, clocks, spare
         self.writes = np.zeros(cells, np.int64)
-        self.reads = np.zeros((cells, slots), np.int64)
+        self.reads = np.zeros((cells, slots + spare), np.int64)
         self.valid = np.zeros(cells, bool)
         self.unfenced = np.zeros(cells, bool)  # written by the generic proxy since its last fence
 
@@ -144,8 +147,20 @@ class Shadow:
         if epochs.any():
             found = self._conflicts(self.unordered(epochs, threads, strength), epochs, True)
         stamps = self._epochs(threads, strength, code)
-        self.reads[cells, (threads >> 5 if self.slots > 1 else threads[:1] * 0)[:, None] % self.slots] = stamps[:, None]
+        slot = (threads >> 5 if self.slots > 1 else threads[:1] * 0)[:, None] % self.slots
+        before = self.reads[cells, slot]
+        self.reads[cells, slot] = stamps[:, None]
+        if self.spare:
+            self._remember(cells, before, slot)
+            self._remember(cells, np.broadcast_to(stamps[:, None], cells.shape), slot)
         return found
+
+    def _remember(self, cells: Array, epochs: Array, slot: Array) -> None:
+        """Keep in the spare column one of the reads whose slot the read of another warp has taken."""
+        taken = (epochs ^ self.reads[cells, slot]) & _WARP_MASK != 0
+        taken &= epochs != 0
+        if taken.any():
+            self.reads[cells[taken], -1] = epochs[taken]
 
     def write(self, threads: Array, cells: Array, strength: int, code: int) -> list[Conflict]:
         """Check writes and remember them."""
