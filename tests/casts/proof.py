@@ -1,8 +1,9 @@
-"""Two proofs that a recipe unpacks what a layout holds: by enumeration, and for all words at once by a solver."""
+"""Proofs that a recipe unpacks what a layout holds: by enumeration, and for all words at once by a solver."""
 
 import numpy as np
 import z3
 
+from tilus.casts import Recipe
 from tilus.layouts.bits import WORD
 
 
@@ -45,6 +46,13 @@ def _prmt(a, b, selector):
     return z3.Concat(*reversed(chosen))
 
 
+def _without_factor(recipe):
+    last = {step.out: step for step in recipe.steps if step.op.startswith("fma")}
+    assert set(last) == set(recipe.results)
+    steps = tuple(step for step in recipe.steps if step.out not in last)
+    return Recipe(recipe.words, steps, tuple(last[result].args[0] for result in recipe.results))
+
+
 def _value(known, x):
     return known[x] if isinstance(x, str) else z3.BitVecVal(x, WORD)
 
@@ -52,10 +60,12 @@ def _value(known, x):
 def proved(unpacking, recipe=None):
     """Whether, for all words, every lane of every result is its code moved to where the form wants it.
 
-    Only for recipes without arithmetic: what that does to 2^n numbers, `wrong_codes` enumerates.
+    A last multiplication by the form's factor is left out: what that does to 2^n numbers, `wrong_codes` enumerates.
     """
     bits, form = unpacking.bits, unpacking.form
     recipe = recipe or unpacking.recipe
+    if form.factor != 1.0:
+        recipe = _without_factor(recipe)
     known = {f"w{i}": z3.BitVec(f"w{i}", WORD) for i in range(recipe.words)}
     words = dict(known)
     for step in recipe.steps:

@@ -21,6 +21,12 @@ def test_no_more_than_the_recipe(name, arch):
     assert cost.other == 0
 
 
-@pytest.mark.parametrize("name", ["nf4", "f7e5m1", "u8"])
-def test_other_ways_are_cheaper_than_one_by_one(name):
-    assert cast_cost(dtype(name), dtype("bf16"), "sm_80").issue < 3.0
+@pytest.mark.parametrize(
+    ("name", "to", "alu", "issue"), [("nf4", "bf16", 0.9, 1.6), ("u8", "bf16", 1.6, 2.6), ("f7e5m1", "f16", 2.9, 5.7)]
+)
+def test_what_the_table_has_no_row_for(name, to, alu, issue):
+    """A table in memory, a sum of two halves, and a range that f16 has not: the dearest there is, by way of bf16."""
+    assert best_unpacking(dtype(name), dtype(to)) is None
+    cost = cast_cost(dtype(name), dtype(to), "sm_80")
+    assert cost.alu <= alu
+    assert cost.issue <= issue

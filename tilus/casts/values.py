@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
 from tilus.casts.forms import Form, forms, parts
-from tilus.casts.recipe import Recipe, RecipeBuilder
+from tilus.casts.recipe import OPS, Recipe, RecipeBuilder
 from tilus.casts.unpack import Unpacking, fits, unpack
 from tilus.dtypes import DataType, Float
 from tilus.layouts.bits import BitLayout
@@ -31,17 +31,17 @@ def _ways(source: DataType, target: DataType) -> Iterator[tuple[Form, ...]]:
 
 
 def _values(unpackings: Sequence[Unpacking]) -> Recipe | None:
-    """Return the recipe that sums the values of all parts, the last one first; None if a constant is not exact."""
+    """Return the recipe that sums the values of all parts, the last one first; None if that cannot be done exactly."""
     builder = RecipeBuilder(unpackings[0].recipe.words)
     words = [builder.run(u.recipe) for u in unpackings]
     results: list[str] = []
+    target = unpackings[0].form.target
     for slot in range(len(words[0])):
         scaled = [(own[slot], u.form.scale(u.positions[slot])) for own, u in zip(words, unpackings, strict=True)]
         bias = sum(u.form.bias(u.positions[slot]) for u in unpackings)
-        target = unpackings[0].form.target
         if [scale for _, scale in scaled] == [1.0] and bias == 0.0:
             result = scaled[0][0]
-        elif isinstance(target, Float) and all(_holds(target, x) for x in (bias, *(scale for _, scale in scaled))):
+        elif isinstance(target, Float) and _can_scale(target, (bias, *(scale for _, scale in scaled))):
             result = _multiply_add(builder, target, scaled, bias)
         else:
             return None
@@ -49,6 +49,10 @@ def _values(unpackings: Sequence[Unpacking]) -> Recipe | None:
             result if _spells_every_code(unpackings[0].form) else _with_nan(builder, unpackings[0].form, result)
         )
     return builder.build(results)
+
+
+def _can_scale(target: Float, constants: Iterable[float]) -> bool:
+    return f"fma_{target}x2" in OPS and all(_holds(target, x) for x in constants)
 
 
 def _holds(target: Float, value: float) -> bool:
