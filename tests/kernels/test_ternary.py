@@ -9,10 +9,11 @@ from tilus.dtypes import dtype
 from tilus.errors import LayoutError
 from tilus.ir.target import target
 from tilus.kernels.configure_gpu import ternary_constants
+from tilus.kernels.cost import matmul_cost
 from tilus.kernels.programs import ternary_matmul
 from tilus.layouts import local, spatial
 from tilus.passes.pipeline import lower
-from tilus.runtime.weights import PackLayout, TritPack, native_pack
+from tilus.runtime.weights import PackLayout, TritPack, WeightFormat, native_pack
 
 T16 = dtype("t1.6")
 WEIGHT = np.random.default_rng(0).normal(size=(70, 330)).astype(np.float32)
@@ -88,6 +89,14 @@ def test_products_on_a_gpu(activation, where, group):
         kernel = ternary_matmul.compile(target=arch, multiples={"n": 16, "k": 16}, **values)
         assert kernel.resources.spills == 0
         assert "HMMA" in kernel.sass
+
+
+@pytest.mark.parametrize(("group", "limit"), [(-1, 2.75), (128, 5.75)])
+def test_the_hot_loop_keeps_its_budget(group, limit):
+    form = WeightFormat(native_pack(T16, "cuda"), group, "none")
+    cost = matmul_cost(form, dtype("f16"), dtype("f16"), bm=8, target="sm_90a")
+    assert cost.instructions_per_weight <= limit
+    assert cost.bank_conflicts == 0
 
 
 def test_five_to_a_byte_and_files(tmp_path):

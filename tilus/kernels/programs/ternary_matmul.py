@@ -2,7 +2,7 @@
 
 Two bytes lie in the 16-bit lanes of a word. Times 3, the next digit of each stands above its byte, in bits 8 and 9. A
 GPU multiplies the digit where it is: as the f16 subnormal `digit * 2^-16`, or moved under the exponent of the bf16
-`128 + 32 digit`. What that is off by is made up for on the accumulators, with the sum of the activations.
+`128 + 32 digit`. A second product takes off the number of digit 1, and the unit is left to the end.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ from tilus.lang import (
 from tilus.runtime.kernel import kernel
 from tilus.runtime.weights.packing import PackLayout
 
+# By what is multiplied: what a digit's place in its number stands for.
+UNITS = {f16: 65536.0, bf16: 1.0 / 32.0, f32: 1.0}
+
 
 @inline
 def fetch(sw, sx, gw, gx, tile_n, col, t, stage):
@@ -52,15 +55,11 @@ def numbers(lanes, CT, FRAGMENT):
 
 @inline
 def weighted(digits, tile, acc, CT, PARTS):
-    """Return acc + (digits - 1) · tileᵀ."""
+    """Return acc + (digits - 1) · tileᵀ, in units of `UNITS[CT]`."""
     if f32 == CT:
         return product(digits * 65536.0 - 1.0, tile, acc, CT, PARTS)
-    ones = full(digits.shape, 1.0, CT)
-    total, sums = zeros(acc.shape, f32), zeros(acc.shape, f32)
-    total, sums = product(digits, tile, total, CT, PARTS), product(ones, tile, sums, CT, PARTS)
-    if bf16 == CT:
-        return acc + (total * (1.0 / 32.0) - sums * 5.0)
-    return acc + (total * 65536.0 - sums)
+    middle = full(digits.shape, -160.0 if bf16 == CT else -1.0 / 65536.0, CT)
+    return product(middle, tile, product(digits, tile, acc, CT, PARTS), CT, PARTS)
 
 
 @kernel
@@ -119,6 +118,7 @@ def ternary_matmul(
                 acc = acc + weighted(digits, tile, zeros(acc.shape, f32), CT, PARTS) * scale
             else:
                 acc = weighted(digits, tile, acc, CT, PARTS)
+    acc = acc * UNITS[CT]
     if SPLIT == 1:
         acc = finish(acc, gs, 1.0, bias, row, n, GROUP, False, BIAS)
     result = acc.to(f32 if SPLIT > 1 else XT)
