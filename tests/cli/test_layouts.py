@@ -24,9 +24,11 @@ def test_dtypes_says_what_casts_cost():
     assert rows["u3"]["to f16"] == f"={best.alu:.2f} {best.issue:.2f}"
     assert rows["u3"]["bits for f16"] == best.bits.pattern
     assert rows["u8"]["to bf16"] == "=parts"
-    assert rows["u8"]["to f8e4m3"] == ""
+    assert rows["u8"]["to f8e4m3"] == " single"
     assert rows["nf4"]["to f16"] == " table"
-    assert rows["f7e6m0"]["to f16"] == ""
+    assert rows["f7e6m0"]["to f16"] == " single"
+    assert rows["t1.6"]["to f16"] == "=digits"
+    assert rows["f16"]["to bf16"] == ""
 
 
 def test_a_bit_layout_as_text_and_json():
@@ -55,4 +57,5 @@ def test_what_cannot_be_drawn_says_why(tmp_path):
     assert "one or two dimensions, the layout 3" in failure("local(2, 2, 2)", "a.png")
     assert "up to 128 rows and columns" in failure("local(2, 300)", "a.png")
     assert not list(tmp_path.iterdir())
-    assert "nf4 has no bit layout for f16" in run("layout", "nf4:f16", status=1)
+    assert "nf4 has no bit layout for f16\nhint: there is none for any target" in run("layout", "nf4:f16", status=1)
+    assert "u8 has no bit layout for bf16\nhint: there is u8:f16" in run("layout", "u8:bf16", status=1)

@@ -11,7 +11,7 @@ import click
 
 from tilus.casts import best_unpacking, parts
 from tilus.cli.group import as_json, main, show
-from tilus.dtypes import ALL, DataType, dtype
+from tilus.dtypes import ALL, DataType, PackedTernary, dtype
 from tilus.errors import LayoutError, TilusError
 from tilus.layouts import BitLayout, RegisterLayout, index_table, offset_table, parse, parse_bits, parse_shared
 from tilus.layouts.picture import draw
@@ -25,8 +25,10 @@ CAST_TARGETS = ("f16", "bf16", "f8e4m3", "i8")
 def dtypes(as_json: bool) -> None:
     """List all data types: bits, range, kind, and what unpacking them costs a GPU.
 
-    Costs are instructions per element: those on the pipe of logical instructions, and all. `=` stands before a type
-    whose every value the target holds exactly; `table` for codes that are looked up.
+    Costs are instructions per element: those on the pipe of logical instructions, and all, of numbers for matrix
+    products. `=` stands before a type whose every value the target holds exactly; `parts` for sums of two halves,
+    `table` for codes that are looked up, `digits` for digits that multiplications take out of their byte, `single` for
+    casts of one code after another.
     """
     show("data types", [_dtype_row(each) for each in ALL], as_json)
 
@@ -52,9 +54,11 @@ def _cast_text(kind: DataType, target: DataType) -> str:
     best = best_unpacking(kind, target)
     if best is not None:
         return f"{exact}{best.alu:.2f} {best.issue:.2f}"
+    if isinstance(kind, PackedTernary) and target.nbits == 16:
+        return f"{exact}digits"
     if parts(kind, target) is not None:
         return f"{exact}parts"
-    return f"{exact}table" if kind.is_codebook and target.is_float else ""
+    return f"{exact}table" if kind.is_codebook and target.is_float else f"{exact}single"
 
 
 def _is_exact(kind: DataType, target: DataType) -> bool:
@@ -129,7 +133,11 @@ def _read_layout(expression: str) -> Any:
     if colon:
         best = best_unpacking(dtype(source), dtype(target))
         if best is None:
-            raise LayoutError(f"{source} has no bit layout for {target}", hint="`tilus dtypes` lists what there is")
+            others = [f"{source}:{t}" for t in CAST_TARGETS if best_unpacking(dtype(source), dtype(t)) is not None]
+            raise LayoutError(
+                f"{source} has no bit layout for {target}",
+                hint=f"there is {', '.join(others)}" if others else "there is none for any target",
+            )
         return best.bits
     try:
         return parse(expression)
