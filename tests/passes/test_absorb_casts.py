@@ -38,7 +38,7 @@ class Case:
     def pack(self):
         kind = dtype(self.name)
         layout = local(1, self.k // 16) * FRAGMENT
-        best = best_unpacking(kind, dtype(self.to))
+        best = best_unpacking(kind, dtype(self.to)) or best_unpacking(kind, bf16)
         assert best is not None
         units = layout.local_size // (best.bits.num_slots * 2)
         return PackLayout(kind, layout, 4, best.bits.repeated(units))
@@ -268,6 +268,16 @@ def test_codes_cast_to_two_types_are_unpacked_to_both():
     program = case.program()
     after = absorb_casts(program, target("sm_80"))
     assert {(inst.dtype, inst.form) for inst in found(after, Unpack)} == {(f16, "value"), (bf16, "value")}
+    np.testing.assert_array_equal(case.run(after), case.run(program))
+
+
+@pytest.mark.parametrize(("name", "to", "way"), [("f8e5m2", "bf16", f16), ("f7e6m0", "f16", bf16)])
+def test_values_by_way_of_the_other_half(name, to, way):
+    """One half has no infinity at that exponent, the other not the range."""
+    case = Case(name, to, after=HALVES.replace("_f16", f"_{to}"), k=256)
+    program = case.program()
+    after = absorb_casts(program, target("sm_80"))
+    assert {(inst.dtype, inst.form) for inst in found(after, Unpack)} == {(way, "value")}
     np.testing.assert_array_equal(case.run(after), case.run(program))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tilus.casts import best_unpacking
-from tilus.dtypes import DataType, u32
+from tilus.dtypes import DataType, bf16, f16, u32
 from tilus.ir.builder import Builder
 from tilus.ir.expr import const
 from tilus.ir.instructions import Cast, GlobalView, LoadGlobal, StoreGlobal, Unpack, View
@@ -102,9 +102,11 @@ def _works(instruction: Instruction) -> bool:
 def cast_program(source: DataType, target: DataType, numbers: bool) -> tuple[Program, BitLayout | None, int]:
     """Return a program in which each lane of a warp unpacks a few words, where its codes lie, and how many they are.
 
-    Without a bit layout codes are a stream. Arguments are the words, uint32 [32, words], and the results, [32, codes].
+    Codes lie as is best for the target, else as weights for f16 or bf16 do; those of a codebook are a stream. Arguments
+    are the words, uint32 [32, words], and the results, [32, codes].
     """
-    best = best_unpacking(source, target)
+    own = best_unpacking(source, target)
+    best = own or next(filter(None, (best_unpacking(source, half) for half in (f16, bf16))), None)
     words = _VECTOR * (best.bits.unit_words if best else source.nbits)
     elements = words * 32 // source.nbits
     bits = best.bits.repeated(_VECTOR) if best else None
@@ -117,8 +119,8 @@ def cast_program(source: DataType, target: DataType, numbers: bool) -> tuple[Pro
         LoadGlobal(gx, (const(0), const(0)), (_LANES, words), (0, 1)), layout=spatial(_LANES, 1) * local(1, words)
     )
     layout = spatial(_LANES, 1) * local(1, elements)
-    if best and bits and numbers:
-        tile = b.inst(Unpack(packed, source, target, layout, bits, best.form.name, best.positions))
+    if own and bits and numbers:
+        tile = b.inst(Unpack(packed, source, target, layout, bits, own.form.name, own.positions))
     else:
         tile = b.inst(Cast(b.inst(View(packed, source, layout, bits)), target))
     b.inst(StoreGlobal(gy, tile, (const(0), const(0)), (0, 1)))

@@ -18,7 +18,7 @@ from functools import cached_property
 from math import gcd, prod
 
 from tilus.casts import unpack_values
-from tilus.dtypes import DataType, f32
+from tilus.dtypes import DataType, bf16, f16, f32
 from tilus.ir.expr import Const, Tensor, Var
 from tilus.ir.instructions import (
     Cast,
@@ -42,6 +42,8 @@ from tilus.passes.dead_code import remove_dead
 from tilus.passes.tensors import inst_stmts, register_operands, register_type
 from tilus.passes.weight_numbers import FRAGMENT_ROWS, Numbers, Range, Term, find_numbers, pays
 from tilus.passes.weights import Weights, find_weights, single_definitions
+
+_OTHER_HALF = {f16: bf16, bf16: f16}
 
 
 def absorb_casts(program: Program, target: Target) -> Program:
@@ -94,13 +96,22 @@ class _Absorber:
         return self.unpacked[key]
 
     def value(self, stmt: InstStmt, inst: Cast) -> tuple[Stmt, ...] | None:
-        """Return what takes the place of a cast: a part of the values of the whole view."""
-        weights = find_weights(inst.x, self.made, inst.dtype)
-        if weights is None or unpack_values(weights.bits.repeated(1), weights.view.dtype, weights.dtype) is None:
-            return None
-        whole = self.unpack(weights, "value")
-        part = _part(whole, -1, weights.start, weights.stop)
-        return (replace(stmt, inst=Copy(whole) if part is None else part),)
+        """Return what takes the place of a cast: a part of the whole view's values, maybe by way of the other half.
+
+        f8e5m2's infinities are f16's, f7e6m0's range is bf16's: what one half has no instructions for, the other may.
+        """
+        for dtype in (inst.dtype, _OTHER_HALF.get(inst.dtype)):
+            weights = find_weights(inst.x, self.made, dtype) if dtype is not None else None
+            if weights is None or unpack_values(weights.bits.repeated(1), weights.view.dtype, weights.dtype) is None:
+                continue
+            whole = self.unpack(weights, "value")
+            part = _part(whole, -1, weights.start, weights.stop)
+            if dtype == inst.dtype:
+                return (replace(stmt, inst=Copy(whole) if part is None else part),)
+            lines = _Lines(stmt)
+            lines.define(stmt.out, Cast(whole if part is None else lines.let(part), inst.dtype))
+            return tuple(lines.statements)
+        return None
 
     def product(self, stmt: InstStmt, out: Tensor, inst: Dot) -> tuple[Stmt, ...] | None:
         """Return the products of all terms and their sum; None where that is not possible, or does not pay."""
