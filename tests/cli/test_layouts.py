@@ -26,7 +26,7 @@ def test_dtypes_says_what_casts_cost():
     assert rows["u8"]["to bf16"] == "=parts"
     assert rows["u8"]["to f8e4m3"] == " single"
     assert rows["nf4"]["to f16"] == " table"
-    assert rows["f7e6m0"]["to f16"] == " single"
+    assert rows["f7e6m0"]["to f16"] == " by bf16"
     assert rows["t1.6"]["to f16"] == "=digits"
     assert rows["f16"]["to bf16"] == ""
 

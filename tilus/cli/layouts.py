@@ -11,7 +11,7 @@ import click
 
 from tilus.casts import best_unpacking, parts
 from tilus.cli.group import as_json, main, show
-from tilus.dtypes import ALL, DataType, PackedTernary, dtype
+from tilus.dtypes import ALL, DataType, PackedTernary, bf16, dtype, f16
 from tilus.errors import LayoutError, TilusError
 from tilus.layouts import BitLayout, RegisterLayout, index_table, offset_table, parse, parse_bits, parse_shared
 from tilus.layouts.picture import draw
@@ -27,8 +27,8 @@ def dtypes(as_json: bool) -> None:
 
     Costs are instructions per element: those on the pipe of logical instructions, and all, of numbers for matrix
     products. `=` stands before a type whose every value the target holds exactly; `parts` for sums of two halves,
-    `table` for codes that are looked up, `digits` for digits that multiplications take out of their byte, `single` for
-    casts of one code after another.
+    `table` for codes that are looked up, `digits` for digits that multiplications take out of their byte, `by bf16` for
+    a cast of the bf16 number, `single` for casts of one code after another.
     """
     show("data types", [_dtype_row(each) for each in ALL], as_json)
 
@@ -58,6 +58,8 @@ def _cast_text(kind: DataType, target: DataType) -> str:
         return f"{exact}digits"
     if parts(kind, target) is not None:
         return f"{exact}parts"
+    if target == f16 and best_unpacking(kind, bf16) is not None:
+        return f"{exact}by bf16"
     return f"{exact}table" if kind.is_codebook and target.is_float else f"{exact}single"
 
 
