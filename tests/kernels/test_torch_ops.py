@@ -22,11 +22,12 @@ def operands(name="u4", kind="f16", m=5, bias=True, **options):
 
 
 @pytest.mark.parametrize(
-    ("name", "bias", "kind"),
-    [("u4", True, "f16"), ("f4e2m1", False, "bf16"), ("i3", True, "f32"), ("u4", False, "f32")],
+    ("name", "bias", "kind", "activation"),
+    [("u4", True, "f16", ()), ("f4e2m1", False, "bf16", ()), ("i3", True, "f32", ("silu",)), ("u4", False, "f32", ())],
 )
-def test_torch_finds_nothing_wrong(name, kind, bias):
-    results = torch.library.opcheck(torch.ops.tilus.quantized_matmul.default, operands(name, kind, bias=bias))
+def test_torch_finds_nothing_wrong(name, kind, bias, activation):
+    args = *operands(name, kind, bias=bias), *activation
+    results = torch.library.opcheck(torch.ops.tilus.quantized_matmul.default, args)
     assert set(results.values()) == {"SUCCESS"}
 
 

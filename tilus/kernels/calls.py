@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from tilus.dtypes import f32
 from tilus.kernels.candidates import Configuration
-from tilus.runtime.arguments import is_torch
+from tilus.kernels.programs import add_parts
+from tilus.runtime.arguments import element_type, is_torch
 from tilus.runtime.kernel import BoundKernel
 from tilus.runtime.weights.trits import TritPack
 from tilus.runtime.weights.weight import WeightFormat
@@ -42,7 +44,7 @@ class Kernels:
 
 @dataclass(frozen=True, slots=True)
 class Operands:
-    """The arrays of a product: x [M, K] and y [M, N], none of them empty, and those of a weight."""
+    """The arrays of a product: x [M, K] and y [M, N], not empty but for K = 0, and those of a weight."""
 
     x: Any
     words: Any
@@ -65,6 +67,16 @@ class Operands:
             args = (*args[:3], *args[4:-1])
         product = kernels.product, args
         return [product] if kernels.adder is None else [product, (kernels.adder, adding)]
+
+    def sums_of_nothing(self, epilogue: str) -> Call:
+        """Return the call for K = 0: bias and activation are left."""
+        zeros = new_array(self.x, (1, *self.y.shape), "float32")
+        zeros[...] = 0
+        kernel = add_parts.bind(
+            XT=element_type(self.y.dtype), ST=f32, SPLIT=1, GROUP=1, SCALED=False, BIAS=self.bias is not None,
+            ACTIVATION=epilogue,
+        )  # fmt: skip
+        return kernel, (zeros, zeros, self.y if self.bias is None else self.bias, self.y, *self.y.shape, 0, 1.0)
 
     def arguments(self, result: Any) -> tuple[Any, ...]:
         """Return what products are called with: arrays, the last one `result`, M, N, K, groups and tensor scale."""

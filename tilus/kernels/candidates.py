@@ -41,6 +41,8 @@ class Problem:
     bias : bool
     m, n, k : int
         `m` as `bucket` gives it where the problem is a key.
+    epilogue : str
+        Of `EPILOGUES`.
     """
 
     form: WeightFormat
@@ -50,6 +52,7 @@ class Problem:
     m: int
     n: int
     k: int
+    epilogue: str = "none"
 
 
 def named_problem(
@@ -117,7 +120,7 @@ def default_configuration(problem: Problem, bm: int | None = None) -> Configurat
     )
     alone = Configuration(program, tuple(constants.items()))
     split = fair_split(blocks(problem, alone), trips(problem, alone), USUAL_MULTIPROCESSORS)
-    return alone.replace(SPLIT=split)
+    return alone.replace(SPLIT=split, ACTIVATION=problem.epilogue)
 
 
 def blocks(problem: Problem, configuration: Configuration) -> int:

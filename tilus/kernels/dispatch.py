@@ -16,6 +16,7 @@ from tilus.kernels.calls import Call, Kernels, Operands
 from tilus.kernels.candidates import ANY_SCALE, Configuration, Problem, bucket, default_configuration
 from tilus.kernels.configure import matmul_program, rows_per_block
 from tilus.kernels.configure_cpu import CPU_BATCH_TILES
+from tilus.kernels.epilogues import check_epilogue
 from tilus.kernels.fixed import fixed_calls, is_wanted
 from tilus.kernels.tuning import Timer, choose
 from tilus.runtime.arguments import element_type, is_torch
@@ -30,8 +31,8 @@ MOST_ROWS = (1 << 31) - 1  # kernels count rows in i32
 ACTIVATIONS = ("f16", "bf16", "f32")
 
 
-def matmul(x: Any, weight: QuantizedWeight, bias: Any | None = None) -> Any:
-    """Return `x @ weight.dequantize().T + bias`, summed in f32, in the type of `x`.
+def matmul(x: Any, weight: QuantizedWeight, bias: Any | None = None, activation: str = "none") -> Any:
+    """Return `activation(x @ weight.dequantize().T + bias)`, computed in f32, in the type of `x`.
 
     On a CPU, with weights of integers, x of f16 or bf16 is rounded to 16-bit integers, in groups of at most 128 columns
     with a scale each: an error of at most 1 / 65534 of the largest of a group. `knobs.cpu_activations` chooses.
@@ -43,11 +44,13 @@ def matmul(x: Any, weight: QuantizedWeight, bias: Any | None = None) -> Any:
     weight : QuantizedWeight
         [N, K]
     bias : array [N] of the type of `x`, optional
+    activation : {"none", "relu", "gelu", "gelu_tanh", "silu"}
+        A function that results go through before they are rounded and written. `gelu_tanh` is the approximation.
 
     Raises
     ------
     LaunchError
-        Shapes, types or devices that do not fit.
+        Shapes, types or devices that do not fit, an unknown activation.
     """
     if not isinstance(weight, QuantizedWeight):
         raise LaunchError(
@@ -63,8 +66,8 @@ def matmul(x: Any, weight: QuantizedWeight, bias: Any | None = None) -> Any:
     weight = weight.packed_for(device_kind(x))
     operands = (x, weight.words, weight.scales, weight.zero_points, bias)
     if not is_torch(x):
-        return run(*operands, weight.format, n)
-    return _torch_operator()(*operands, weight.format_text, n)
+        return run(*operands, weight.format, n, activation)
+    return _torch_operator()(*operands, weight.format_text, n, activation)
 
 
 def _torch_operator() -> Any:
@@ -78,37 +81,55 @@ def _torch_operator() -> Any:
 _operator: Any = None  # no functools.cache: torch.compile warns of it, here and in what `matmul` calls
 
 
-def run(x: Any, words: Any, scales: Any, zero_points: Any | None, bias: Any | None, form: WeightFormat, n: int) -> Any:
+def run(
+    x: Any,
+    words: Any,
+    scales: Any,
+    zero_points: Any | None,
+    bias: Any | None,
+    form: WeightFormat,
+    n: int,
+    activation: str,
+) -> Any:
     """Check the operands and run the kernel: what `torch.ops.tilus.quantized_matmul` calls."""
     check_operands(x, words, scales, zero_points, bias, form, n)
+    check_epilogue(activation)
     k = x.shape[-1]
     m = prod(x.shape[:-1])
     if m > MOST_ROWS:
         raise LaunchError(f"x has {m} rows, a call takes at most {MOST_ROWS}", hint="call it for parts of x")
     y = x.new_empty((m, n)) if is_torch(x) else np.empty((m, n), x.dtype)
-    if m and n and k:
-        for launch, args in prepare(x.reshape(m, k), words, scales, zero_points, bias, form, y):
+    if m and n:
+        for launch, args in prepare(x.reshape(m, k), words, scales, zero_points, bias, form, y, activation):
             launch(*args)
-    elif m and n:
-        y[...] = 0 if bias is None else bias
     return y.reshape(*x.shape[:-1], n)
 
 
 def prepare(
-    x: Any, words: Any, scales: Any, zero_points: Any | None, bias: Any | None, form: WeightFormat, y: Any
+    x: Any,
+    words: Any,
+    scales: Any,
+    zero_points: Any | None,
+    bias: Any | None,
+    form: WeightFormat,
+    y: Any,
+    epilogue: str = "none",
 ) -> list[Call]:
-    """Return the kernels for x [M, K] and y [M, N], none of them empty, and what to call them with, in this order."""
+    """Return the kernels for x [M, K] and y [M, N], y not empty, and what to call them with, in this order."""
     operands = Operands(x, words, scales, zero_points, bias, y, form)
+    if not x.shape[1]:
+        return [operands.sums_of_nothing(epilogue)]
     any_scale = form if form.tensor_scale == 1.0 else replace(form, tensor_scale=ANY_SCALE)
     (m, n), k, device = y.shape, x.shape[1], device_kind(x)
     if device == "cpu":
         _check_order(form, device)
         if is_wanted(form, x):
-            return fixed_calls(operands, any_scale, *_types(form, x.dtype, scales.dtype))
-        kernels = _on_cpu(any_scale, x.dtype, scales.dtype, min(m, CPU_BATCH_TILES[-1]), bias is not None)
+            return fixed_calls(operands, any_scale, *_types(form, x.dtype, scales.dtype), epilogue)
+        rows = min(m, CPU_BATCH_TILES[-1])
+        kernels = _on_cpu(any_scale, x.dtype, scales.dtype, rows, bias is not None, epilogue)
         return operands.calls(kernels)
     x_type, scale_type = _types(form, x.dtype, scales.dtype)
-    problem = Problem(any_scale, x_type, scale_type, bias is not None, bucket(m, form, x_type), n, k)
+    problem = Problem(any_scale, x_type, scale_type, bias is not None, bucket(m, form, x_type), n, k, epilogue)
     return operands.calls(_chosen(problem, _gpu(x), partial(_seconds, operands)))
 
 
@@ -152,12 +173,12 @@ def _types(form: WeightFormat, activation: Any, scale: Any) -> tuple[DataType, D
 
 
 @cache
-def _on_cpu(form: WeightFormat, activation: Any, scale: Any, m: int, bias: bool) -> Kernels:
+def _on_cpu(form: WeightFormat, activation: Any, scale: Any, m: int, bias: bool, epilogue: str) -> Kernels:
     """Return the kernel for a batch of `m`, where the largest tile stands for all that is more."""
     x_type, scale_type = _types(form, activation, scale)
     bm = rows_per_block(m, "cpu", form.dtype, x_type)
     program, constants = matmul_program(form, x_type, scale_type, bm, bias)
-    return Kernels(program.bind(**constants))
+    return Kernels(program.bind(**constants, ACTIVATION=epilogue))
 
 
 def _check_order(form: WeightFormat, device: Device) -> None:

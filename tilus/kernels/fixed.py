@@ -22,12 +22,14 @@ def is_wanted(form: WeightFormat, x: Any) -> bool:
     return wanted and takes_fixed(form)
 
 
-def fixed_calls(operands: Operands, form: WeightFormat, activation: DataType, scale: DataType) -> list[Call]:
+def fixed_calls(
+    operands: Operands, form: WeightFormat, activation: DataType, scale: DataType, epilogue: str
+) -> list[Call]:
     """Return what to launch, one after the other; `form` is the operands' with a tensor scale that stands for all."""
     x, *rest = operands.arguments(operands.y)
     (m, _), k = operands.y.shape, x.shape[1]
     bm = fixed_rows(m)
-    product, rounding, chunk = _kernels(form, activation, scale, bm, operands.bias is not None)
+    product, rounding, chunk = _kernels(form, activation, scale, bm, operands.bias is not None, epilogue)
     if rounding is None:
         return [(product, (x, *rest))]
     tiles = -(-k // chunk), -(-m // bm), bm
@@ -37,10 +39,10 @@ def fixed_calls(operands: Operands, form: WeightFormat, activation: DataType, sc
 
 @cache
 def _kernels(
-    form: WeightFormat, activation: DataType, scale: DataType, bm: int, bias: bool
+    form: WeightFormat, activation: DataType, scale: DataType, bm: int, bias: bool, epilogue: str
 ) -> tuple[BoundKernel, BoundKernel | None, int]:
     """Return the product, the rounding of activations if that is apart, and the columns that share a unit."""
-    constants = fixed_constants(form, activation, scale, bm, bias)
+    constants = fixed_constants(form, activation, scale, bm, bias) | {"ACTIVATION": epilogue}
     chunk = constants["CHUNK"]
     if bm <= FIXED_IN_REGISTERS:
         return fixed_matmul.bind(**constants), None, chunk

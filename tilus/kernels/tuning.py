@@ -153,7 +153,8 @@ def _key(problem: Problem, name: str) -> Path:
 
 
 def _text(problem: Problem) -> str:
-    return f"{problem.form} | {problem.activation} | {problem.scale} | {problem.bias} | {_shape(problem)}"
+    operands = f"{problem.form} | {problem.activation} | {problem.scale} | {problem.bias}"
+    return f"{operands} | {problem.epilogue} | {_shape(problem)}"
 
 
 def _shape(problem: Problem) -> list[int]:

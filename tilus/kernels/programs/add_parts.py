@@ -25,9 +25,10 @@ def add_parts(
     GROUP: int,  # 0: all of K shares a scale, which is applied here
     SCALED: bool,  # whether there is a tensor scale
     BIAS: bool,
+    ACTIVATION: str = "none",
     BN: int = 256,
 ):
-    """Add parts [SPLIT, m, n] to y [m, n], with the scales that all of K shares and the bias."""
+    """Add parts [SPLIT, m, n] to y [m, n], with the scales that all of K shares, bias and activation."""
     launch(blocks=(m, cdiv(n, BN)), warps=2)
     col, row = block_id(0), block_id(1) * BN
     by_row = global_view(parts, shape=(SPLIT, n, m), strides=(m * n, 1, n))
@@ -35,5 +36,5 @@ def add_parts(
     for part in static_range(1, SPLIT):
         acc = acc + load_global(by_row, offset=(part, row, col), shape=(BN, 1))
     gs = global_view(scales, shape=(n, groups), strides=(1, n))
-    acc = finish(acc, gs, tensor_scale, bias, row, n, GROUP, SCALED, BIAS)
+    acc = finish(acc, gs, tensor_scale, bias, row, n, GROUP, SCALED, BIAS, ACTIVATION)
     store_global(global_view(y, shape=(n, m), strides=(1, n)), acc.to(XT), offset=(row, col))

@@ -120,6 +120,7 @@ def fixed_matmul(
     ZERO: str,  # "none", "half" (2^(bits-1)) or "tensor"
     SCALED: bool,  # whether there is a tensor scale
     BIAS: bool,
+    ACTIVATION: str = "none",
 ):
     """Multiply few activations [m, k] by a packed weight [n, k]; scales and zero points are [groups, n]."""
     (BN, BK), words, tiles = PACK.tile, PACK.words, CHUNK // PACK.tile[1]
@@ -142,7 +143,7 @@ def fixed_matmul(
             total = dot(codes.to(i16), tile.T, total)
         acc += scaled(total, gs, unit, row, group, GROUP)
         sync()
-    acc = finish(acc, gs, tensor_scale, bias, row, n, GROUP, SCALED, BIAS)
+    acc = finish(acc, gs, tensor_scale, bias, row, n, GROUP, SCALED, BIAS, ACTIVATION)
     store_global(global_view(y, shape=(n, m), strides=(1, n)), acc.to(XT), offset=(row, col))
 
 
@@ -200,6 +201,7 @@ def fixed_panel_matmul(
     ZERO: str,
     SCALED: bool,
     BIAS: bool,
+    ACTIVATION: str = "none",
 ):
     """Multiply activations that `fix_activations` rounded; the rest as for `fixed_matmul`."""
     (BN, BK), words, tiles, LANES = PACK.tile, PACK.words, CHUNK // PACK.tile[1], PACK.fragment.num_threads
@@ -228,5 +230,5 @@ def fixed_panel_matmul(
         sync()
     for c in range(BM // BC):
         acc = load_shared(sums, offset=(c * BC, 0), shape=(BC, BN)).T
-        acc = finish(acc, gs, tensor_scale, bias, row, n, GROUP, SCALED, BIAS)
+        acc = finish(acc, gs, tensor_scale, bias, row, n, GROUP, SCALED, BIAS, ACTIVATION)
         store_global(global_view(y, shape=(n, m), strides=(1, n)), acc.to(XT), offset=(row, col + c * BC))

@@ -67,6 +67,7 @@ def panel_matmul(
     ZERO: str,  # "none", "half" (2^(bits-1)) or "tensor"
     SCALED: bool,  # whether there is a tensor scale
     BIAS: bool,
+    ACTIVATION: str = "none",
 ):
     """Multiply activations [m, k] by a packed weight [n, k]; scales and zero points are [groups, n]."""
     (BN, BK), words = PACK.tile, PACK.words
@@ -88,5 +89,5 @@ def panel_matmul(
         activations = load_global(gx, offset=(col, p * width), shape=(BM, width)).to(f32)
         acc = dot(load_shared(panel, layout=PANEL).T, activations.T, acc)
         sync()
-    acc = finish(acc, gs, tensor_scale, bias, row, n, GROUP, SCALED, BIAS)
+    acc = finish(acc, gs, tensor_scale, bias, row, n, GROUP, SCALED, BIAS, ACTIVATION)
     store_global(global_view(y, shape=(n, m), strides=(1, n)), acc.to(XT), offset=(row, col))

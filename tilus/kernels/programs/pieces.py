@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from math import pi
+
 from tilus.dtypes import f32
-from tilus.lang import cdiv, dot, global_view, inline, load_global, maximum, minimum, static_range
+from tilus.lang import cdiv, dot, erf, exp, global_view, inline, load_global, maximum, minimum, static_range
+
+ROOT_HALF = 0.5**0.5
+TANH_SLOPE, TANH_CUBE = (8 / pi) ** 0.5, 0.044715  # of the usual approximation of gelu
 
 
 @inline
@@ -47,12 +52,29 @@ def share_of(part, trips, SPLIT):
 
 
 @inline
-def finish(acc, gs, tensor_scale, bias, row, n, GROUP, SCALED, BIAS):
-    """Return the accumulators with the scales that all of K shares, and the bias."""
+def activate(rows, ACTIVATION):
+    """Return f32 values with an activation applied, one of `EPILOGUES`.
+
+    tanh is written with exp, 1 + tanh(u) = 2 / (1 + exp(-2u)): that is cheaper and loses no digits where they cancel.
+    """
+    if ACTIVATION == "relu":
+        rows = maximum(rows, 0.0)
+    if ACTIVATION == "gelu":
+        rows = rows * 0.5 * (1.0 + erf(rows * ROOT_HALF))
+    if ACTIVATION == "gelu_tanh":
+        rows = rows / (1.0 + exp(-TANH_SLOPE * (rows + TANH_CUBE * rows * rows * rows)))
+    if ACTIVATION == "silu":
+        rows = rows / (1.0 + exp(-rows))
+    return rows
+
+
+@inline
+def finish(acc, gs, tensor_scale, bias, row, n, GROUP, SCALED, BIAS, ACTIVATION):
+    """Return the results that accumulators come to: with the scales that all of K shares, bias and activation."""
     if not GROUP:
         acc = acc * load_global(gs, offset=(row, 0), shape=(acc.shape[0], 1)).to(f32)
     if SCALED:
         acc = acc * tensor_scale
     if BIAS:
         acc += load_global(global_view(bias, shape=(n, 1)), offset=(row, 0), shape=(acc.shape[0], 1)).to(f32)
-    return acc
+    return activate(acc, ACTIVATION)

@@ -50,6 +50,7 @@ def quantized_matmul(
     ZERO: str,  # "none", "half" (2^(bits-1)) or "tensor"
     SCALED: bool,  # whether there is a tensor scale
     BIAS: bool,
+    ACTIVATION: str = "none",
 ):
     """Multiply activations [m, k] by a packed weight [n, k]; scales and zero points are [groups, n]."""
     (BN, BK), words = PACK.tile, PACK.words
@@ -71,5 +72,5 @@ def quantized_matmul(
                 acc = acc + part * load_global(gs, offset=(row, group), shape=(BN, 1)).to(f32)
             else:
                 acc = dot(weight, tile.T, acc)
-    acc = finish(acc, gs, tensor_scale, bias, row, n, GROUP, SCALED, BIAS)
+    acc = finish(acc, gs, tensor_scale, bias, row, n, GROUP, SCALED, BIAS, ACTIVATION)
     store_global(global_view(y, shape=(n, m), strides=(1, n)), acc.to(XT), offset=(row, col))

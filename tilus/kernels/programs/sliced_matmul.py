@@ -130,6 +130,7 @@ def sliced_matmul(
     ZERO: str,  # "none", "half" (2^(bits-1)) or "tensor"
     SCALED: bool,  # whether there is a tensor scale
     BIAS: bool,
+    ACTIVATION: str = "none",
     SLICES: int,  # tiles along K that the warps share in a trip
     STAGES: int,  # trips in shared memory
     EVEN: bool,  # whether every trip is a whole one: K is a multiple of SLICES tiles
@@ -167,6 +168,6 @@ def sliced_matmul(
     rows = by_lane.transpose((1, 0, 2)).reshape((BN, BM))
     if SPLIT == 1:
         shared = global_view(scales, shape=(n, groups), strides=(1, n))
-        rows = finish(rows, shared, tensor_scale, bias, row, n, GROUP, SCALED, BIAS)
+        rows = finish(rows, shared, tensor_scale, bias, row, n, GROUP, SCALED, BIAS, ACTIVATION)
     result = rows.to(f32 if SPLIT > 1 else XT)
     store_global(global_view(y, shape=(SPLIT, n, m), strides=(m * n, 1, n)), result, offset=(part, row, col))

@@ -38,6 +38,16 @@ UNITS = {f16: 65536.0, bf16: 1.0 / 32.0, f32: 1.0}
 
 
 @inline
+def operand_views(w, x, m, n, k, last, PACK, SPLIT):
+    """Return views of weights, by tile, and activations, up to the tile behind a part's last one."""
+    (BN, BK), size, tiles = PACK.tile, PACK.words.shape, cdiv(k, PACK.tile[1])
+    step = size[0] * size[1] * size[2]
+    strides = (tiles * step, step, size[1] * size[2], size[2], 1)
+    gx = global_view(x, shape=(m, minimum(k, last * BK) if SPLIT > 1 else k), strides=(k, 1))
+    return global_view(w, shape=(cdiv(n, BN), last, *size), strides=strides), gx
+
+
+@inline
 def fetch(sw, sx, gw, gx, tile_n, col, t, stage):
     """Start copying tile `t` of the weights and of the activations into a stage; copies past K bring zeros."""
     copy_async(sw, gw, src_offset=(tile_n, t, 0, 0, 0), dst_offset=(stage, 0, 0, 0), shape=sw.shape[1:])
@@ -74,6 +84,7 @@ def ternary_matmul(
     BM: int,
     GROUP: int,  # weights along K that share a scale, a multiple of the fragment's width; 0: all do
     BIAS: bool,
+    ACTIVATION: str = "none",
     STAGES: int,  # tiles in shared memory; 0: straight from global memory
     SPLIT: int,  # blocks that share K
 ):  # fmt: skip
@@ -84,12 +95,9 @@ def ternary_matmul(
     (BN, BK), words, width = PACK.tile, PACK.words, PACK.fragment.shape[1]
     launch(blocks=(cdiv(m, BM), cdiv(n, BN), SPLIT), warps=PACK.warps)
     col, tile_n, part, tiles = block_id(0) * BM, block_id(1), block_id(2), cdiv(k, BK)
-    row, (most, count), size = tile_n * BN, share_of(part, tiles, SPLIT), words.shape
+    row, (most, count) = tile_n * BN, share_of(part, tiles, SPLIT)
     first, last = part * most, part * most + count
-    gx = global_view(x, shape=(m, minimum(k, last * BK) if SPLIT > 1 else k), strides=(k, 1))
-    step = size[0] * size[1] * size[2]
-    strides = (tiles * step, step, size[1] * size[2], size[2], 1)
-    gw = global_view(w, shape=(cdiv(n, BN), last, *words.shape), strides=strides)
+    gw, gx = operand_views(w, x, m, n, k, last, PACK, SPLIT)
     gs = global_view(scales, shape=(n, groups), strides=(1, n))
     if STAGES:
         sw, sx = alloc_shared(u32, (STAGES, *words.shape)), alloc_shared(XT, (STAGES, BM, BK))
@@ -120,6 +128,6 @@ def ternary_matmul(
                 acc = weighted(digits, tile, acc, CT, PARTS)
     acc = acc * UNITS[CT]
     if SPLIT == 1:
-        acc = finish(acc, gs, 1.0, bias, row, n, GROUP, False, BIAS)
+        acc = finish(acc, gs, 1.0, bias, row, n, GROUP, False, BIAS, ACTIVATION)
     result = acc.to(f32 if SPLIT > 1 else XT)
     store_global(global_view(y, shape=(SPLIT, n, m), strides=(m * n, 1, n)), result, offset=(part, row, col))
