@@ -148,7 +148,7 @@ def test_device_moves_repack():
 
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compile_sees_one_graph(dynamic):
-    model = torch.nn.Sequential(layer()[1], torch.nn.GELU(), layer(n=7, k=21)[1])
+    model = torch.nn.Sequential(layer(activation="silu")[1], torch.nn.GELU(), layer(n=7, k=21)[1])
     compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for m in (3, 8):
         x = torch.randn(m, 100)
@@ -262,7 +262,7 @@ def test_a_network_learns_through_a_frozen_layer():
 
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiled_gradients(dynamic):
-    model = torch.nn.Sequential(layer()[1], torch.nn.GELU(), layer(n=7, k=21)[1])
+    model = torch.nn.Sequential(layer(activation="silu")[1], torch.nn.GELU(), layer(n=7, k=21)[1])
     compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for m in (3, 8):
         x, grad = torch.randn(m, 100), torch.randn(m, 7)
