@@ -42,6 +42,7 @@ ACTIVATED = {
     "gelu": lambda z: z / 2 * np.vectorize(lambda one: math.erfc(-one / math.sqrt(2)))(z),
     "gelu_tanh": lambda z: z / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))),
     "silu": lambda z: z * np.exp(-np.logaddexp(0, -z)),
+    "silu_mul": None,  # a product: see `activated`
 }
 
 
@@ -53,6 +54,11 @@ def exact(x, weight, bias=None, activation="none"):
 
 def activated(activation, z, error=0.0):
     """Return an activation of z, and the error that it may have where z is off by `error`."""
+    if activation == "silu_mul":
+        (gate, up), (gate_error, up_error) = (np.split(a, 2, -1) for a in (z, np.broadcast_to(error, z.shape)))
+        gate, gate_error = activated("silu", gate, gate_error)
+        value, moved = gate * up, np.abs(gate) * up_error + gate_error * (np.abs(up) + up_error)
+        return value, moved + UNIT["f32"] * (np.abs(value) + moved)
     value = ACTIVATED[activation](z)
     return value, error if activation == "none" else 1.13 * error + 8 * UNIT["f32"] * (np.abs(z) + error)
 

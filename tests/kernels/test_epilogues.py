@@ -13,7 +13,7 @@ from tests.tolerance import ACTIVATED, TENSOR_CORE, UNIT, activated, check
 from tilus.dtypes import f32
 from tilus.ir.target import target
 from tilus.kernels.dispatch import prepare
-from tilus.kernels.epilogues import EPILOGUES
+from tilus.kernels.epilogues import EPILOGUES, result_columns
 from tilus.kernels.programs import add_parts
 from tilus.kernels.torch_ops import QUANTIZED_MATMUL
 from tilus.passes.pipeline import lower
@@ -27,6 +27,9 @@ ON_CPU = [
     ("u4", "f16", 3, "fixed_matmul", "silu"),
     ("u4", "bf16", 7, "fixed_panel_matmul", "gelu_tanh"),
     ("t1.6", "f32", 3, "ternary_matmul", "relu"),
+    ("f4e2m1", "f32", 3, "quantized_matmul", "silu_mul"),
+    ("u4", "f16", 3, "fixed_matmul", "silu_mul"),
+    ("u4", "bf16", 7, "fixed_panel_matmul", "silu_mul"),
 ]
 
 
@@ -56,16 +59,19 @@ def test_nothing_to_add_up():
     check(tilus.matmul(x, w, bias, activation="gelu"), x, w, bias, "gelu")
 
 
-@pytest.mark.parametrize(("kind", "name"), [("u4", "silu"), ("t1.6", "gelu")])
+@pytest.mark.parametrize(("kind", "name"), [("u4", "silu"), ("t1.6", "gelu"), ("u4", "silu_mul"), ("t1.6", "silu_mul")])
 def test_products_lowered_for_a_gpu(kind, name):
-    """On the reference machine: the program that dispatch takes for sm_80."""
+    """On the reference machine: the programs that dispatch takes for sm_80."""
     with tilus.knobs.scope(target="simt:sm_80"):
         x, w, bias = operands(kind, "f16", 3)
-        w, y = w.packed_for("cuda"), np.full((3, N), np.nan, np.float16)
-        [(kernel, args)] = calls_of(x, w, bias, y, name)
-    program = lower(kernel.definition.specialize(kernel.constants), target("sm_80"))
-    [found] = (after for before, after in zip(args, on_vm(program, args), strict=True) if before is y)
-    check(found, x, w, bias, name, unit=TENSOR_CORE)
+        w, y = w.packed_for("cuda"), np.full((3, result_columns(name, N)), np.nan, np.float16)
+        calls = calls_of(x, w, bias, y, name)
+    for kernel, args in calls:
+        program = lower(kernel.definition.specialize(kernel.constants), target("sm_80"))
+        for array, found in zip(args, on_vm(program, args), strict=True):
+            if isinstance(array, np.ndarray):
+                array[...] = found
+    check(y, x, w, bias, name, unit=TENSOR_CORE)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -77,8 +83,8 @@ def test_sums_of_parts(machine, name):
     """
     rng = np.random.default_rng(0)
     parts, scales, bias = (rng.normal(size=s).astype(np.float32) for s in ((2, 2, N), (1, N), (N,)))
-    parts[:, :, :2] *= 1e20
-    y = np.full((2, N), np.nan, np.float32)
+    parts[:, :, :4] *= 1e20
+    y = np.full((2, result_columns(name, N)), np.nan, np.float32)
     constants = {"XT": f32, "ST": f32, "SPLIT": 2, "GROUP": 0, "SCALED": False, "BIAS": True, "BN": 64}
     with tilus.knobs.scope(target=machine):
         add_parts(parts, scales, bias, y, 2, N, 1, 1.0, ACTIVATION=name, **constants)
@@ -89,12 +95,12 @@ def test_sums_of_parts(machine, name):
 
 
 def test_the_whole_call_in_simulation():
-    """What a GPU runs where blocks share K, M and N ragged, its PTX watched."""
+    """What a GPU runs where blocks share K, M and half of N ragged, its PTX watched."""
     with tilus.knobs.scope(target="simt:sm_90a"):
         x, w, bias = operands("t1.6", "f16", 3, 660)
         w = w.packed_for("cuda")
-        assert len(calls_of(x, w, bias, np.empty((3, N), np.float16), "silu")) == 2
-        check(tilus.matmul(x, w, bias, activation="silu"), x, w, bias, "silu", unit=TENSOR_CORE)
+        assert len(calls_of(x, w, bias, np.empty((3, N // 2), np.float16), "silu_mul")) == 2
+        check(tilus.matmul(x, w, bias, activation="silu_mul"), x, w, bias, "silu_mul", unit=TENSOR_CORE)
 
 
 # --- torch ------------------------------------------------------------------------------------------------------------
@@ -104,20 +110,21 @@ IN_TORCH = {
     "gelu": torch.nn.functional.gelu,
     "gelu_tanh": lambda z: torch.nn.functional.gelu(z, approximate="tanh"),
     "silu": torch.nn.functional.silu,
+    "silu_mul": lambda z: torch.nn.functional.silu(z[:, :11]) * z[:, 11:],
 }
 
 
 def torch_operands(m=2):
     generator = torch.Generator().manual_seed(0)
-    w = torch_weight(kind="f32")
-    x, bias = torch.randn(m, K, generator=generator), torch.randn(21, generator=generator)
-    return x.requires_grad_(), w.words, w.scales, w.zero_points, bias.requires_grad_(), w.format_text, 21
+    w = torch_weight(kind="f32", n=22)
+    x, bias = torch.randn(m, K, generator=generator), torch.randn(22, generator=generator)
+    return x.requires_grad_(), w.words, w.scales, w.zero_points, bias.requires_grad_(), w.format_text, 22
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_gradients_are_those_of_the_functions_apart(name):
     x, *rest, bias, form, n = torch_operands()
-    grad = torch.randn(2, 21, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    grad = torch.randn(2, result_columns(name, n), generator=torch.Generator().manual_seed(1)).requires_grad_()
     fused = QUANTIZED_MATMUL(x, *rest, bias, form, n, name)
     apart = IN_TORCH[name](QUANTIZED_MATMUL(x, *rest, bias, form, n))
     torch.testing.assert_close(fused, apart, rtol=1e-5, atol=1e-5)
@@ -153,4 +160,16 @@ def test_unknown_names_are_refused():
         lambda: QUANTIZED_MATMUL(*inputs, "swish"),
     ):
         with pytest.raises(tilus.TilusError, match=r"one of none, relu, gelu, gelu_tanh, silu.*, got 'swish'"):
+            call()
+
+
+def test_pairs_need_an_even_number_of_rows():
+    _, odd = layer(n=21)
+    inputs = odd.words, odd.scales, odd.zero_points, None, odd.format, 21, "silu_mul"
+    for call in (
+        lambda: tilus.matmul(torch.randn(2, 100), odd.weight, activation="silu_mul"),
+        lambda: tilus.QuantLinear(odd.weight, activation="silu_mul"),
+        lambda: QUANTIZED_MATMUL(torch.randn(2, 100), *inputs),
+    ):
+        with pytest.raises(tilus.TilusError, match=r"N / 2 gate rows, then N / 2 up rows.*got N = 21"):
             call()

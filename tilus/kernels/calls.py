@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from tilus.dtypes import f32
 from tilus.kernels.candidates import Configuration
 from tilus.kernels.programs import add_parts
 from tilus.runtime.arguments import element_type, is_torch
@@ -26,7 +25,7 @@ class Kernels:
     ----------
     product : BoundKernel
     adder : BoundKernel, optional
-        Adds up what `product` writes, if blocks share K.
+        Adds up what `product` writes, if blocks share K or there are pairs of results.
     split : int
         How many do.
     """
@@ -38,13 +37,12 @@ class Kernels:
     @staticmethod
     def of(configuration: Configuration) -> Kernels:
         """Return the kernels of a configuration for a GPU."""
-        split = configuration.get("SPLIT", 1)
-        return Kernels(configuration.kernel, configuration.adder if split > 1 else None, split)
+        return Kernels(configuration.kernel, configuration.adder, configuration.get("SPLIT", 1))
 
 
 @dataclass(frozen=True, slots=True)
 class Operands:
-    """The arrays of a product: x [M, K] and y [M, N], not empty but for K = 0, and those of a weight."""
+    """The arrays of a product: x [M, K] and y, not empty but for K = 0, and those of a weight."""
 
     x: Any
     words: Any
@@ -54,33 +52,45 @@ class Operands:
     y: Any
     form: WeightFormat
 
+    @property
+    def rows(self) -> int:
+        """N of the weight: of y too, but for pairs."""
+        n: int = self.scales.shape[1]
+        return n
+
     def calls(self, kernels: Kernels) -> list[Call]:
         """Return the calls.
 
         Where blocks share K, an array is between the two kernels that belongs to this call: calls on several streams
         share nothing, and in a CUDA graph it is memory of the graph.
         """
-        result = self.y if kernels.adder is None else new_array(self.x, (kernels.split, *self.y.shape), "float32")
+        result = self.y if kernels.adder is None else self.sums(kernels.split)
         args = self.arguments(result)
-        adding = (result, self.scales, args[4], self.y, *args[6:8], *args[9:])
         if isinstance(self.form.pack, TritPack):  # has neither zero points nor a tensor scale
             args = (*args[:3], *args[4:-1])
         product = kernels.product, args
-        return [product] if kernels.adder is None else [product, (kernels.adder, adding)]
+        return [product] if kernels.adder is None else [product, self.adding(kernels.adder, result)]
+
+    def sums(self, split: int = 1) -> Any:
+        """Return an array for what `adding` reads, [split, M, N]."""
+        return new_array(self.x, (split, self.y.shape[0], self.rows), "float32")
+
+    def adding(self, adder: BoundKernel, sums: Any) -> Call:
+        """Return the call that makes results of sums."""
+        *_, bias, _, m, n, _, groups, tensor_scale = self.arguments(sums)
+        return adder, (sums, self.scales, bias, self.y, m, n, groups, tensor_scale)
 
     def sums_of_nothing(self, epilogue: str) -> Call:
         """Return the call for K = 0: bias and activation are left."""
-        zeros = new_array(self.x, (1, *self.y.shape), "float32")
+        zeros = self.sums()
         zeros[...] = 0
-        kernel = add_parts.bind(
-            XT=element_type(self.y.dtype), ST=f32, SPLIT=1, GROUP=1, SCALED=False, BIAS=self.bias is not None,
-            ACTIVATION=epilogue,
-        )  # fmt: skip
-        return kernel, (zeros, zeros, self.y if self.bias is None else self.bias, self.y, *self.y.shape, 0, 1.0)
+        types = {"XT": element_type(self.y.dtype), "ST": element_type(self.scales.dtype)}
+        rest = {"SPLIT": 1, "GROUP": 1, "SCALED": False, "BIAS": self.bias is not None, "ACTIVATION": epilogue}
+        return self.adding(add_parts.bind(**types, **rest), zeros)
 
     def arguments(self, result: Any) -> tuple[Any, ...]:
         """Return what products are called with: arrays, the last one `result`, M, N, K, groups and tensor scale."""
-        (m, n), k, form = self.y.shape, self.x.shape[1], self.form
+        m, n, k, form = self.y.shape[0], self.rows, self.x.shape[1], self.form
         # In place of what is not there stands any array: it is not read.
         zeros = self.words if self.zero_points is None else self.zero_points
         bias = self.y if self.bias is None else self.bias

@@ -11,7 +11,7 @@ import numpy as np
 
 from tilus.dtypes import DataType
 from tilus.ir.target import target as find_target
-from tilus.kernels.configure import adding_program, matmul_program, rows_per_block
+from tilus.kernels.configure import adding_kernel, ending, matmul_program, rows_per_block
 from tilus.kernels.configure_gpu import divides, fair_split, gpu_batch_tiles, parts_of
 from tilus.kernels.cost import stage_bytes
 from tilus.runtime.kernel import BoundKernel, Kernel
@@ -91,10 +91,9 @@ class Configuration:
         return self.program.bind(**dict(self.constants))
 
     @property
-    def adder(self) -> BoundKernel:
-        """The program that adds up what the blocks make that share K."""
-        program, constants = adding_program(dict(self.constants))
-        return program.bind(**constants)
+    def adder(self) -> BoundKernel | None:
+        """What finishes the product where blocks share K or results are of pairs."""
+        return adding_kernel(dict(self.constants))
 
     @property
     def label(self) -> str:
@@ -120,7 +119,7 @@ def default_configuration(problem: Problem, bm: int | None = None) -> Configurat
     )
     alone = Configuration(program, tuple(constants.items()))
     split = fair_split(blocks(problem, alone), trips(problem, alone), USUAL_MULTIPROCESSORS)
-    return alone.replace(SPLIT=split, ACTIVATION=problem.epilogue)
+    return alone.replace(SPLIT=split, **ending(problem.epilogue))
 
 
 def blocks(problem: Problem, configuration: Configuration) -> int:

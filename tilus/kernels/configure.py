@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tilus.dtypes import DataType
+from tilus.dtypes import DataType, f32
 from tilus.kernels.configure_cpu import (
     CPU_BATCH_TILES,
     LARGEST_IN_REGISTERS,
@@ -13,8 +13,9 @@ from tilus.kernels.configure_cpu import (
     register_constants,
 )
 from tilus.kernels.configure_gpu import gpu_batch_tiles, sliced_constants, ternary_constants
+from tilus.kernels.epilogues import PAIRED
 from tilus.kernels.programs import add_parts, panel_matmul, quantized_matmul, sliced_matmul, ternary_matmul
-from tilus.runtime.kernel import Kernel
+from tilus.runtime.kernel import BoundKernel, Kernel
 from tilus.runtime.targets import Device
 from tilus.runtime.weights.trits import TritPack
 from tilus.runtime.weights.weight import WeightFormat
@@ -51,7 +52,7 @@ def matmul_program(
     k : int, optional
         Extent of K; by default one that tiles, groups and trips divide.
     split : int
-        Blocks that share K on a GPU; with more than one, `adding_program` adds up what they write.
+        Blocks that share K on a GPU; with more than one, `adding_kernel` adds up what they write.
     """
     on_cpu = form.pack.device == "cpu"
     if isinstance(form.pack, TritPack):
@@ -63,7 +64,20 @@ def matmul_program(
     return quantized_matmul, register_constants(form, activation, scale, bm, bias)
 
 
-def adding_program(constants: Mapping[str, Any]) -> tuple[Kernel, dict[str, Any]]:
-    """Return the program that adds up parts of a product, by the constants of the program that makes them."""
+def ending(epilogue: str) -> dict[str, Any]:
+    """Return the constants that say what a program's results go through: pairs are left to `adding_kernel`, in f32."""
+    return {"ACTIVATION": epilogue} | ({"YT": f32} if epilogue == PAIRED else {})
+
+
+def adding_kernel(constants: Mapping[str, Any]) -> BoundKernel | None:
+    """Return what makes results of the sums that a program with these constants writes; None if it has made them.
+
+    Sums are left where blocks share K, and where results are of pairs.
+    """
     names = {constant.name for constant in add_parts.definition.constants}
-    return add_parts, {"SCALED": False} | {name: value for name, value in constants.items() if name in names}
+    chosen = {"SCALED": False, "SPLIT": 1} | {name: value for name, value in constants.items() if name in names}
+    if chosen["SPLIT"] == 1:
+        if chosen["ACTIVATION"] != PAIRED:
+            return None
+        chosen |= {"GROUP": 1, "SCALED": False, "BIAS": False}  # the sums have them
+    return add_parts.bind(**chosen)

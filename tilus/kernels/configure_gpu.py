@@ -129,6 +129,7 @@ def ternary_constants(
     compute = F32 if on_cpu else BF16 if activation == F32 else activation
     return {
         "XT": activation,
+        "YT": activation,
         "CT": compute,
         "PARTS": activation_parts(activation, compute),
         "ST": scale,

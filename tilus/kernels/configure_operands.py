@@ -14,6 +14,7 @@ def operand_constants(form: WeightFormat, activation: DataType, scale: DataType,
     """Return what follows from the operands: their types, the weight's packed order and groups, the batch tile."""
     return {
         "XT": activation,
+        "YT": activation,
         "ST": scale,
         "ZT": ZERO_POINTS[form.dtype.is_signed] if form.zero_point == "tensor" else dtype("u32"),
         "PACK": form.pack,

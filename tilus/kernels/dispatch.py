@@ -14,9 +14,9 @@ from tilus.dtypes import DataType
 from tilus.errors import LaunchError
 from tilus.kernels.calls import Call, Kernels, Operands
 from tilus.kernels.candidates import ANY_SCALE, Configuration, Problem, bucket, default_configuration
-from tilus.kernels.configure import matmul_program, rows_per_block
+from tilus.kernels.configure import adding_kernel, ending, matmul_program, rows_per_block
 from tilus.kernels.configure_cpu import CPU_BATCH_TILES
-from tilus.kernels.epilogues import check_epilogue
+from tilus.kernels.epilogues import result_columns
 from tilus.kernels.fixed import fixed_calls, is_wanted
 from tilus.kernels.tuning import Timer, choose
 from tilus.runtime.arguments import element_type, is_torch
@@ -44,8 +44,10 @@ def matmul(x: Any, weight: QuantizedWeight, bias: Any | None = None, activation:
     weight : QuantizedWeight
         [N, K]
     bias : array [N] of the type of `x`, optional
-    activation : {"none", "relu", "gelu", "gelu_tanh", "silu"}
-        A function that results go through before they are rounded and written. `gelu_tanh` is the approximation.
+    activation : {"none", "relu", "gelu", "gelu_tanh", "silu", "silu_mul"}
+        What results go through before they are rounded and written; `gelu_tanh` is the usual approximation of gelu.
+        For `silu_mul` the weight is that of a gate, rows [0, N / 2), and of an up projection: `silu(gate) * up`,
+        [..., N / 2], is returned.
 
     Raises
     ------
@@ -93,16 +95,15 @@ def run(
 ) -> Any:
     """Check the operands and run the kernel: what `torch.ops.tilus.quantized_matmul` calls."""
     check_operands(x, words, scales, zero_points, bias, form, n)
-    check_epilogue(activation)
     k = x.shape[-1]
-    m = prod(x.shape[:-1])
+    m, columns = prod(x.shape[:-1]), result_columns(activation, n)
     if m > MOST_ROWS:
         raise LaunchError(f"x has {m} rows, a call takes at most {MOST_ROWS}", hint="call it for parts of x")
-    y = x.new_empty((m, n)) if is_torch(x) else np.empty((m, n), x.dtype)
+    y = x.new_empty((m, columns)) if is_torch(x) else np.empty((m, columns), x.dtype)
     if m and n:
         for launch, args in prepare(x.reshape(m, k), words, scales, zero_points, bias, form, y, activation):
             launch(*args)
-    return y.reshape(*x.shape[:-1], n)
+    return y.reshape(*x.shape[:-1], columns)
 
 
 def prepare(
@@ -115,12 +116,12 @@ def prepare(
     y: Any,
     epilogue: str = "none",
 ) -> list[Call]:
-    """Return the kernels for x [M, K] and y [M, N], y not empty, and what to call them with, in this order."""
+    """Return the kernels for x [M, K] and y, which is not empty, and what to call them with, in this order."""
     operands = Operands(x, words, scales, zero_points, bias, y, form)
     if not x.shape[1]:
         return [operands.sums_of_nothing(epilogue)]
     any_scale = form if form.tensor_scale == 1.0 else replace(form, tensor_scale=ANY_SCALE)
-    (m, n), k, device = y.shape, x.shape[1], device_kind(x)
+    m, n, k, device = x.shape[0], operands.rows, x.shape[1], device_kind(x)
     if device == "cpu":
         _check_order(form, device)
         if is_wanted(form, x):
@@ -178,7 +179,8 @@ def _on_cpu(form: WeightFormat, activation: Any, scale: Any, m: int, bias: bool,
     x_type, scale_type = _types(form, activation, scale)
     bm = rows_per_block(m, "cpu", form.dtype, x_type)
     program, constants = matmul_program(form, x_type, scale_type, bm, bias)
-    return Kernels(program.bind(**constants, ACTIVATION=epilogue))
+    constants |= ending(epilogue)
+    return Kernels(program.bind(**constants), adding_kernel(constants))
 
 
 def _check_order(form: WeightFormat, device: Device) -> None:

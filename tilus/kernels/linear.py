@@ -11,7 +11,7 @@ import torch
 from tilus.dtypes import DataType
 from tilus.errors import LaunchError
 from tilus.kernels import torch_ops  # noqa: F401  registers torch.ops.tilus
-from tilus.kernels.epilogues import check_epilogue
+from tilus.kernels.epilogues import result_columns
 from tilus.runtime.weights.packing import PackLayout, native_pack, native_packs
 from tilus.runtime.weights.quantize import quantize
 from tilus.runtime.weights.weight import QuantizedWeight, WeightFormat
@@ -41,7 +41,7 @@ class QuantLinear(torch.nn.Module):
     bias : torch.Tensor, optional
         [N], of the type of the activations.
     activation : str
-        As for `tilus.matmul`.
+        As for `tilus.matmul`. `silu_mul` returns half of `out_features`, which are the weight's rows.
     """
 
     words: torch.Tensor
@@ -56,7 +56,7 @@ class QuantLinear(torch.nn.Module):
         self.out_features, self.in_features = weight.shape
         if bias is not None and tuple(bias.shape) != (self.out_features,):
             raise LaunchError(f"bias must have shape [{self.out_features}], got {list(bias.shape)}")
-        check_epilogue(activation)
+        result_columns(activation, self.out_features)
         self.activation = activation
         self.weight_dtype = weight.weight_dtype
         self.format = weight.format_text

@@ -25,6 +25,7 @@ from tilus.ir.target import target as find_target
 from tilus.kernels.candidates import Configuration, Problem, stage_size
 from tilus.kernels.cost import bytes_in_flight
 from tilus.kernels.devices import SCHEDULERS, Device
+from tilus.kernels.epilogues import PAIRED, result_columns
 from tilus.kernels.facts import CodeFacts
 from tilus.runtime.resources import MULTIPROCESSORS
 
@@ -74,7 +75,8 @@ def weight_bytes(problem: Problem) -> int:
 def memory_bytes(problem: Problem) -> int:
     """Return the bytes that must be read and written."""
     wide = problem.activation.nbits // 8
-    return weight_bytes(problem) + wide * problem.m * (problem.n + problem.k)
+    results = result_columns(problem.epilogue, problem.n)
+    return weight_bytes(problem) + wide * problem.m * (results + problem.k)
 
 
 def floor_of(moved: float, m: int, n: int, k: int, memory: float, tensor: float) -> float:
@@ -155,8 +157,8 @@ def predict(problem: Problem, configuration: Configuration, facts: CodeFacts | N
 
 
 def _adding(problem: Problem, split: int, device: Device) -> float:
-    """Return the microseconds of adding up parts: a second kernel, which reads what the first wrote besides."""
-    if split == 1:
+    """Return the microseconds of a second kernel for parts or pairs, which reads what the first one wrote besides."""
+    if split == 1 and problem.epilogue != PAIRED:
         return 0.0
     moved = 2 * 4 * split * problem.m * problem.n
     return device.launch + 1e-3 * device.latency + moved / device.l2 * 1e-6

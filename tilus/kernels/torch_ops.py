@@ -15,7 +15,7 @@ import torch
 from tilus.errors import LaunchError
 from tilus.kernels.dequantize import expand
 from tilus.kernels.dispatch import check_operands, run
-from tilus.kernels.epilogues import check_epilogue
+from tilus.kernels.epilogues import result_columns
 from tilus.runtime.weights.weight import WeightFormat
 
 LIBRARY: Any = torch.library.Library("tilus", "DEF")  # type: ignore[no-untyped-call]  # torch says no types here
@@ -55,8 +55,7 @@ def _quantized_matmul_fake(
     activation: str = "none",
 ) -> torch.Tensor:
     check_operands(x, words, scales, zero_points, bias, WeightFormat.parse(format), n)
-    check_epilogue(activation)
-    return x.new_empty((*x.shape[:-1], n))
+    return x.new_empty((*x.shape[:-1], result_columns(activation, n)))
 
 
 def _dequantize(
@@ -115,12 +114,18 @@ def _silu_slope(z: torch.Tensor) -> torch.Tensor:
     return (s * (1 + wide * (1 - s))).to(z.dtype)
 
 
+def _before_pairs(grad: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    gate, up = z.chunk(2, -1)
+    return torch.cat((grad * up * _silu_slope(gate), grad * torch.nn.functional.silu(gate)), -1)
+
+
 # By activation: the gradient of what it is applied to, z, from that of its result.
 _BEFORE = {
     "relu": lambda grad, z: torch.ops.aten.threshold_backward(grad, z, 0),
     "gelu": lambda grad, z: torch.ops.aten.gelu_backward(grad, z),
     "gelu_tanh": lambda grad, z: torch.ops.aten.gelu_backward(grad, z, approximate="tanh"),
     "silu": lambda grad, z: grad * _silu_slope(z),
+    "silu_mul": _before_pairs,
 }
 
 

@@ -1,11 +1,24 @@
-"""The second half of a product whose K is shared out to blocks: adds up their sums, always in the same order."""
+"""The second half of a product whose K is shared out to blocks: adds up their sums, always in the same order.
+
+Where results are made of a gate and an up projection, which lie in different blocks, it brings the two together.
+"""
 
 from __future__ import annotations
 
 from tilus.dtypes import DataType, f32, i32
-from tilus.kernels.programs.pieces import finish
-from tilus.lang import block_id, cdiv, global_view, launch, load_global, ptr, static_range, store_global
+from tilus.kernels.epilogues import PAIRED
+from tilus.kernels.programs.pieces import activate, finish
+from tilus.lang import block_id, cdiv, global_view, inline, launch, load_global, ptr, static_range, store_global
 from tilus.runtime.kernel import kernel
+
+
+@inline
+def total(by_row, gs, tensor_scale, bias, row, n, col, SPLIT, GROUP, SCALED, BIAS, ACTIVATION, BN):
+    """Return BN results of a column from `row` on."""
+    acc = load_global(by_row, offset=(0, row, col), shape=(BN, 1))
+    for part in static_range(1, SPLIT):
+        acc = acc + load_global(by_row, offset=(part, row, col), shape=(BN, 1))
+    return finish(acc, gs, tensor_scale, bias, row, n, GROUP, SCALED, BIAS, ACTIVATION)
 
 
 @kernel
@@ -28,13 +41,17 @@ def add_parts(
     ACTIVATION: str = "none",
     BN: int = 256,
 ):
-    """Add parts [SPLIT, m, n] to y [m, n], with the scales that all of K shares, bias and activation."""
-    launch(blocks=(m, cdiv(n, BN)), warps=2)
+    """Add parts [SPLIT, m, n] to y [m, n], with the scales that all of K shares, bias and activation.
+
+    With that of pairs y is [m, n / 2], of columns j and n / 2 + j of the sums.
+    """
+    columns = n // 2 if ACTIVATION == PAIRED else n
+    launch(blocks=(m, cdiv(columns, BN)), warps=2)
     col, row = block_id(0), block_id(1) * BN
     by_row = global_view(parts, shape=(SPLIT, n, m), strides=(m * n, 1, n))
-    acc = load_global(by_row, offset=(0, row, col), shape=(BN, 1))
-    for part in static_range(1, SPLIT):
-        acc = acc + load_global(by_row, offset=(part, row, col), shape=(BN, 1))
     gs = global_view(scales, shape=(n, groups), strides=(1, n))
-    acc = finish(acc, gs, tensor_scale, bias, row, n, GROUP, SCALED, BIAS, ACTIVATION)
-    store_global(global_view(y, shape=(n, m), strides=(1, n)), acc.to(XT), offset=(row, col))
+    acc = total(by_row, gs, tensor_scale, bias, row, n, col, SPLIT, GROUP, SCALED, BIAS, ACTIVATION, BN)
+    if ACTIVATION == PAIRED:
+        up = total(by_row, gs, tensor_scale, bias, row + columns, n, col, SPLIT, GROUP, SCALED, BIAS, ACTIVATION, BN)
+        acc = activate(acc, "silu") * up
+    store_global(global_view(y, shape=(columns, m), strides=(1, columns)), acc.to(XT), offset=(row, col))

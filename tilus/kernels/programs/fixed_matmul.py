@@ -103,14 +103,15 @@ def fixed_matmul(
     scales: ptr[ST],
     zero_points: ptr[ZT],
     bias: ptr[XT],
-    y: ptr[XT],
+    y: ptr[YT],
     m: i32,
     n: i32,
     k: i32,
     groups: i32,
     tensor_scale: f32,
     *,
-    XT: DataType,  # x, bias and y
+    XT: DataType,  # x and bias
+    YT: DataType,
     ST: DataType,
     ZT: DataType,
     PACK: PackLayout,
@@ -144,7 +145,7 @@ def fixed_matmul(
         acc += scaled(total, gs, unit, row, group, GROUP)
         sync()
     acc = finish(acc, gs, tensor_scale, bias, row, n, GROUP, SCALED, BIAS, ACTIVATION)
-    store_global(global_view(y, shape=(n, m), strides=(1, n)), acc.to(XT), offset=(row, col))
+    store_global(global_view(y, shape=(n, m), strides=(1, n)), acc.to(YT), offset=(row, col))
 
 
 @kernel
@@ -180,14 +181,15 @@ def fixed_panel_matmul(
     scales: ptr[ST],
     zero_points: ptr[ZT],
     bias: ptr[XT],
-    y: ptr[XT],
+    y: ptr[YT],
     m: i32,
     n: i32,
     k: i32,
     groups: i32,
     tensor_scale: f32,
     *,
-    XT: DataType,  # bias and y
+    XT: DataType,  # bias
+    YT: DataType,
     ST: DataType,
     ZT: DataType,
     PACK: PackLayout,
@@ -231,4 +233,4 @@ def fixed_panel_matmul(
     for c in range(BM // BC):
         acc = load_shared(sums, offset=(c * BC, 0), shape=(BC, BN)).T
         acc = finish(acc, gs, tensor_scale, bias, row, n, GROUP, SCALED, BIAS, ACTIVATION)
-        store_global(global_view(y, shape=(n, m), strides=(1, n)), acc.to(XT), offset=(row, col + c * BC))
+        store_global(global_view(y, shape=(n, m), strides=(1, n)), acc.to(YT), offset=(row, col + c * BC))

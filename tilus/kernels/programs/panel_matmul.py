@@ -49,14 +49,15 @@ def panel_matmul(
     scales: ptr[ST],
     zero_points: ptr[ZT],
     bias: ptr[XT],
-    y: ptr[XT],
+    y: ptr[YT],
     m: i32,
     n: i32,
     k: i32,
     groups: i32,
     tensor_scale: f32,
     *,
-    XT: DataType,  # x, bias and y
+    XT: DataType,  # x and bias
+    YT: DataType,
     ST: DataType,
     ZT: DataType,
     PACK: PackLayout,
@@ -90,4 +91,4 @@ def panel_matmul(
         acc = dot(load_shared(panel, layout=PANEL).T, activations.T, acc)
         sync()
     acc = finish(acc, gs, tensor_scale, bias, row, n, GROUP, SCALED, BIAS, ACTIVATION)
-    store_global(global_view(y, shape=(n, m), strides=(1, n)), acc.to(XT), offset=(row, col))
+    store_global(global_view(y, shape=(n, m), strides=(1, n)), acc.to(YT), offset=(row, col))

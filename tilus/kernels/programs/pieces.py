@@ -53,7 +53,7 @@ def share_of(part, trips, SPLIT):
 
 @inline
 def activate(rows, ACTIVATION):
-    """Return f32 values with an activation applied, one of `EPILOGUES`.
+    """Return f32 values with an activation applied, one of `EPILOGUES`; that of pairs is left to `add_parts`.
 
     tanh is written with exp, 1 + tanh(u) = 2 / (1 + exp(-2u)): that is cheaper and loses no digits where they cancel.
     """

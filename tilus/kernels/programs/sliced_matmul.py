@@ -116,9 +116,10 @@ def multiply(codes, sx, stage, gs, gz, place, acc, CT, PARTS, PACK, GROUP, STEP,
 
 @kernel
 def sliced_matmul(
-    x: ptr[XT], w: ptr[u32], scales: ptr[ST], zero_points: ptr[ZT], bias: ptr[XT], y: ptr[f32 if SPLIT > 1 else XT],
+    x: ptr[XT], w: ptr[u32], scales: ptr[ST], zero_points: ptr[ZT], bias: ptr[XT], y: ptr[f32 if SPLIT > 1 else YT],
     m: i32, n: i32, k: i32, groups: i32, tensor_scale: f32, *,
-    XT: DataType,  # x, bias and y
+    XT: DataType,  # x and bias
+    YT: DataType,  # y where blocks do not share K
     CT: DataType,  # what is multiplied
     PARTS: int,  # numbers of that type that an activation is the sum of
     ST: DataType,
@@ -169,5 +170,5 @@ def sliced_matmul(
     if SPLIT == 1:
         shared = global_view(scales, shape=(n, groups), strides=(1, n))
         rows = finish(rows, shared, tensor_scale, bias, row, n, GROUP, SCALED, BIAS, ACTIVATION)
-    result = rows.to(f32 if SPLIT > 1 else XT)
+    result = rows.to(f32 if SPLIT > 1 else YT)
     store_global(global_view(y, shape=(SPLIT, n, m), strides=(m * n, 1, n)), result, offset=(part, row, col))

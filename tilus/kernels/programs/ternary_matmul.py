@@ -74,9 +74,10 @@ def weighted(digits, tile, acc, CT, PARTS):
 
 @kernel
 def ternary_matmul(
-    x: ptr[XT], w: ptr[u32], scales: ptr[ST], bias: ptr[XT], y: ptr[f32 if SPLIT > 1 else XT],
+    x: ptr[XT], w: ptr[u32], scales: ptr[ST], bias: ptr[XT], y: ptr[f32 if SPLIT > 1 else YT],
     m: i32, n: i32, k: i32, groups: i32, *,
-    XT: DataType,  # x, bias and y
+    XT: DataType,  # x and bias
+    YT: DataType,  # y where blocks do not share K
     CT: DataType,  # what is multiplied
     PARTS: int,  # numbers of that type that an activation is the sum of
     ST: DataType,
@@ -129,5 +130,5 @@ def ternary_matmul(
     acc = acc * UNITS[CT]
     if SPLIT == 1:
         acc = finish(acc, gs, 1.0, bias, row, n, GROUP, False, BIAS, ACTIVATION)
-    result = acc.to(f32 if SPLIT > 1 else XT)
+    result = acc.to(f32 if SPLIT > 1 else YT)
     store_global(global_view(y, shape=(SPLIT, n, m), strides=(m * n, 1, n)), result, offset=(part, row, col))
