@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import pi
 
 from tilus.dtypes import f32
-from tilus.lang import cdiv, dot, erf, exp, global_view, inline, load_global, maximum, minimum, static_range
+from tilus.lang import cdiv, dot, erf, exp, global_view, inline, load_global, maximum, minimum, rsqrt, static_range
 
 ROOT_HALF = 0.5**0.5
 TANH_SLOPE, TANH_CUBE = (8 / pi) ** 0.5, 0.044715  # of the usual approximation of gelu
@@ -52,19 +52,26 @@ def share_of(part, trips, SPLIT):
 
 
 @inline
+def times_sigmoid(x, t):
+    """Return x / (1 + exp(-t)): a GPU has an instruction for the root, and divides in a subroutine."""
+    root = rsqrt(1.0 + exp(-t))
+    return x * root * root
+
+
+@inline
 def activate(rows, ACTIVATION):
     """Return f32 values with an activation applied, one of `EPILOGUES`; that of pairs is left to `add_parts`.
 
-    tanh is written with exp, 1 + tanh(u) = 2 / (1 + exp(-2u)): that is cheaper and loses no digits where they cancel.
+    1 + tanh(u) is 2 sigmoid(2u), which loses no digits where the sum cancels.
     """
     if ACTIVATION == "relu":
         rows = maximum(rows, 0.0)
     if ACTIVATION == "gelu":
         rows = rows * 0.5 * (1.0 + erf(rows * ROOT_HALF))
     if ACTIVATION == "gelu_tanh":
-        rows = rows / (1.0 + exp(-TANH_SLOPE * (rows + TANH_CUBE * rows * rows * rows)))
+        rows = times_sigmoid(rows, TANH_SLOPE * (rows + TANH_CUBE * rows * rows * rows))
     if ACTIVATION == "silu":
-        rows = rows / (1.0 + exp(-rows))
+        rows = times_sigmoid(rows, rows)
     return rows
 
 
