@@ -12,6 +12,7 @@ from tests.kernels.test_matmul import torch_weight
 from tests.tolerance import ACTIVATED, TENSOR_CORE, UNIT, activated, check
 from tilus.dtypes import f32
 from tilus.ir.target import target
+from tilus.kernels.calls import Operands
 from tilus.kernels.dispatch import prepare
 from tilus.kernels.epilogues import EPILOGUES, result_columns
 from tilus.kernels.programs import add_parts
@@ -39,7 +40,7 @@ def operands(name, kind, m, k=K):
 
 
 def calls_of(x, w, bias, y, name):
-    return prepare(x, w.words, w.scales, w.zero_points, bias, w.format, y, name)
+    return prepare(Operands(x, w.words, w.scales, w.zero_points, bias, y, w.format), name)
 
 
 def test_every_function_has_a_meaning():

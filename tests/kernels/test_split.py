@@ -15,6 +15,7 @@ from tests.agreement.test_library import integers
 from tests.tolerance import numpy_type
 from tilus.dtypes import dtype
 from tilus.ir.target import target
+from tilus.kernels.calls import Operands
 from tilus.kernels.candidates import configurations, default_configuration, named_problem, splits
 from tilus.kernels.configure_gpu import fair_split
 from tilus.kernels.dispatch import prepare
@@ -61,7 +62,7 @@ def test_products_are_exact(case: tuple[Any, ...]) -> None:
     with tilus.knobs.scope(target=f"simt:{arch}"):
         w = weight(name, zero_point, group, activation, n, k)
         x, bias, y = integers(t, 3, k, most=1), integers(t, n), np.full((3, n), np.nan, numpy_type(t))
-        calls = prepare(x, w.words, w.scales, w.zero_points, bias, w.format, y)
+        calls = prepare(Operands(x, w.words, w.scales, w.zero_points, bias, y, w.format))
         assert len(calls) == 2
         parts = calls[1][1][0]
         assert parts.shape == (split, 3, n)

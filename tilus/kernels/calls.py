@@ -42,7 +42,7 @@ class Kernels:
 
 @dataclass(frozen=True, slots=True)
 class Operands:
-    """The arrays of a product: x [M, K] and y, not empty but for K = 0, and those of a weight."""
+    """The arrays of a product, x [M, K] and y, and those of a weight; none of M, N and the columns of y is 0."""
 
     x: Any
     words: Any

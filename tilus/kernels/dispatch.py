@@ -101,23 +101,15 @@ def run(
         raise LaunchError(f"x has {m} rows, a call takes at most {MOST_ROWS}", hint="call it for parts of x")
     y = x.new_empty((m, columns)) if is_torch(x) else np.empty((m, columns), x.dtype)
     if m and n:
-        for launch, args in prepare(x.reshape(m, k), words, scales, zero_points, bias, form, y, activation):
+        operands = Operands(x.reshape(m, k), words, scales, zero_points, bias, y, form)
+        for launch, args in prepare(operands, activation):
             launch(*args)
     return y.reshape(*x.shape[:-1], columns)
 
 
-def prepare(
-    x: Any,
-    words: Any,
-    scales: Any,
-    zero_points: Any | None,
-    bias: Any | None,
-    form: WeightFormat,
-    y: Any,
-    epilogue: str = "none",
-) -> list[Call]:
-    """Return the kernels for x [M, K] and y, which is not empty, and what to call them with, in this order."""
-    operands = Operands(x, words, scales, zero_points, bias, y, form)
+def prepare(operands: Operands, epilogue: str = "none") -> list[Call]:
+    """Return the kernels for a product, and what to call them with, in this order."""
+    x, scales, form, has_bias = operands.x, operands.scales, operands.form, operands.bias is not None
     if not x.shape[1]:
         return [operands.sums_of_nothing(epilogue)]
     any_scale = form if form.tensor_scale == 1.0 else replace(form, tensor_scale=ANY_SCALE)
@@ -127,10 +119,9 @@ def prepare(
         if is_wanted(form, x):
             return fixed_calls(operands, any_scale, *_types(form, x.dtype, scales.dtype), epilogue)
         rows = min(m, CPU_BATCH_TILES[-1])
-        kernels = _on_cpu(any_scale, x.dtype, scales.dtype, rows, bias is not None, epilogue)
-        return operands.calls(kernels)
+        return operands.calls(_on_cpu(any_scale, x.dtype, scales.dtype, rows, has_bias, epilogue))
     x_type, scale_type = _types(form, x.dtype, scales.dtype)
-    problem = Problem(any_scale, x_type, scale_type, bias is not None, bucket(m, form, x_type), n, k, epilogue)
+    problem = Problem(any_scale, x_type, scale_type, has_bias, bucket(m, form, x_type), n, k, epilogue)
     return operands.calls(_chosen(problem, _gpu(x), partial(_seconds, operands)))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tilus.dtypes import DataType
-from tilus.kernels.calls import Call
+from tilus.kernels.calls import Call, Operands
 from tilus.kernels.dispatch import prepare
 from tilus.runtime.knobs import knobs
 from tilus.runtime.weights.quantize import NUMPY_TYPES, quantize
@@ -36,4 +36,5 @@ def sample_product(
 
     with knobs.scope(target="simt"):
         w = quantize(normal(n, k), weight, group_size)
-        return prepare(normal(m, k), w.words, w.scales, w.zero_points, normal(n), w.format, normal(m, n))
+        x, bias, y = normal(m, k), normal(n), normal(m, n)
+        return prepare(Operands(x, w.words, w.scales, w.zero_points, bias, y, w.format))

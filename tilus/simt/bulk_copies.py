@@ -21,7 +21,6 @@ from tilus.simt.syntax import BYTES, Address
 from tilus.simt.tensormap import TensorMap
 
 _UNIT = 16
-_OF_BARRIER = "mbarrier operation"
 _NO_FILL = np.zeros(1, np.uint8)
 
 
@@ -73,12 +72,22 @@ class _Form:
         return int(read(slice(thread, thread + 1))[0])
 
     def locate(
-        self, space: str, address: int, nbytes: int, thread: int, verb: str, alignment: int = _UNIT
+        self,
+        space: str,
+        address: int,
+        nbytes: int,
+        thread: int,
+        verb: str,
+        alignment: int = _UNIT,
+        *,
+        is_data: bool = True,
     ) -> int | None:
-        """Return the place of some bytes, or None if they are out of bounds or not aligned; faults are reported."""
-        acc = Access(self.context.machine, self.context.code, nbytes, space, verb)
-        if verb != _OF_BARRIER:
-            acc.window = window(self.context)
+        """Return the place of some bytes, or None if they are out of bounds or not aligned; faults are reported.
+
+        Data has the bounds of its tensor, a barrier those of shared memory.
+        """
+        bounds = window(self.context) if is_data else None
+        acc = Access(self.context.machine, self.context.code, nbytes, space, verb, window=bounds)
         part = Part(space, np.zeros(1, np.int64), np.array([address], np.uint64), np.array([thread]))
         if address % alignment:
             acc.report("misaligned", f"{verb} at an address that is no multiple of {alignment} bytes", part)
@@ -99,7 +108,7 @@ class _Form:
         """Return the barrier of a copy; of a multicast, that at the same address in another block."""
         assert self.barrier is not None
         address = _with_rank(self.scalar(self.barrier, thread), rank)
-        place = self.locate("shared", address, 8, thread, _OF_BARRIER, 8)
+        place = self.locate("shared", address, 8, thread, "mbarrier operation", 8, is_data=False)
         machine = self.context.machine
         if place is None:
             return None
