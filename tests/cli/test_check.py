@@ -64,6 +64,13 @@ def test_the_right_number_of_copies_under_way_is_clean(check):
     assert "no findings; no address" in check("kernels.py:pipelined", "--set", "PENDING=1", "--arg", "n=1024")
 
 
+def test_equal_writes_speak_for_themselves_only(check):
+    args = ("kernels.py:agreed", "--arg", "x=f32[8]", "--arg", "y=i32[1]", "--target", "sm_80")
+    assert "equal values to one place at once: this run speaks for its own contents" in check(*args)
+    np.save("mixed.npy", np.array([0, 200] * 4, np.float32))
+    assert "race" in check(*args[:2], "x=mixed.npy", *args[3:], status=1)
+
+
 def test_what_a_clean_run_costs(check):
     found = json.loads(check("kernels.py:scale_rows", "--arg", "x=f16[5,1000]", "--json"))
     assert found["ok"] is True

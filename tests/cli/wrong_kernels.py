@@ -129,3 +129,11 @@ def tuned(x: tilus.ptr[f16], y: tilus.ptr[f16], n: i32, *, BN: int):
     i = tilus.block_id(0) * BN
     tile = tilus.load_global(tilus.global_view(x, shape=(n,)), offset=(i,), shape=(BN,))
     tilus.store_global(tilus.global_view(y, shape=(n,)), tile * 2, offset=(i,))
+
+
+@tilus.kernel
+def agreed(x: tilus.ptr[f32], y: tilus.ptr[i32], n: i32):
+    """Right only where every element is on the same side of 100: all blocks write one place."""
+    tilus.launch(blocks=n, warps=1)
+    t = tilus.load_global(tilus.global_view(x, shape=(n,)), offset=(tilus.block_id(0),), shape=(1,))
+    tilus.store_global(tilus.global_view(y, shape=(1,)), (t > 100.0).to(i32), offset=(0,))

@@ -65,7 +65,10 @@ def test_a_missing_barrier_of_a_warp():
 
 def test_equal_values_do_not_race_but_different_ones_do():
     same = "mov.u32 %r1, 7; st.shared.u32 [buffer], %r1;"
-    assert run(same, block=64).ok
+    for body, block, equal in ((same, 64, True), (same, 1, False), ("bar.sync 0;" + same, 32, True)):
+        report = run(body, block=block)
+        assert report.ok
+        assert report.equal_writes == equal
     report = run("st.shared.u32 [buffer], %r0;", block=64)
     assert kinds(report) == {"race"}
     assert "different values" in report.findings[0].message
@@ -73,6 +76,9 @@ def test_equal_values_do_not_race_but_different_ones_do():
 
 def test_a_race_of_blocks_in_global_memory():
     out = np.zeros(1, np.uint32)
+    report = run("mov.u32 %r1, 7; setp.eq.u32 %p1, %r0, 0; @%p1 st.global.u32 [%rd50], %r1;", [out], grid=2)
+    assert report.ok
+    assert report.equal_writes
     report = run("mov.u32 %r1, %ctaid.x; setp.eq.u32 %p1, %r0, 0; @%p1 st.global.u32 [%rd50], %r1;", [out], grid=2)
     assert kinds(report) == {"race"}
     report = run("mov.u32 %r1, %ctaid.x; setp.eq.u32 %p1, %r0, 0; @%p1 ld.global.u32 %r2, [%rd50];"

@@ -133,6 +133,8 @@ def _print(certificate: Certificate, arguments: str) -> None:
 def _verdict(certificate: Certificate) -> str:
     if certificate.faults:
         return f"{len(certificate.faults)} finding{'s' if certificate.faults[1:] else ''}"
+    if certificate.equal_writes:
+        return "no findings; threads wrote equal values to one place at once: this run speaks for its own contents"
     if certificate.data_independent:
         return "no findings; no address or branch depends on loaded data: this run speaks for all contents"
     return "no findings; addresses or branches depend on loaded data: this run speaks for its own contents"

@@ -31,7 +31,10 @@ class Certificate:
     faults : tuple of Fault
         Races, accesses out of bounds, reads of what nobody wrote, missing waits, deadlocks.
     data_independent : bool
-        No address and no branch depends on what arrays hold: the run speaks for all contents of arrays like these.
+        No address and no branch depends on what arrays hold: the run speaks for all contents of arrays like these,
+        unless there were `equal_writes`.
+    equal_writes : bool
+        Threads wrote one place at once, and the same value: a race where contents make them differ.
     lines : mapping
         What the accesses of a line cost, in the order of the program; of None, those of tables and the like.
     instructions : mapping
@@ -47,6 +50,7 @@ class Certificate:
     landings: tuple[str, ...]
     faults: tuple[Fault, ...]
     data_independent: bool
+    equal_writes: bool
     lines: Mapping[Loc | None, MemoryCount]
     instructions: Mapping[str, int]
     resources: Resources
@@ -78,6 +82,7 @@ class Certificate:
             "ok": self.ok,
             "findings": [fault.record() for fault in self.faults],
             "data_independent": self.data_independent,
+            "equal_writes": self.equal_writes,
             "bank_conflicts": self.conflicts,
             "lines": [{"loc": place(loc), **asdict(cost)} for loc, cost in self.lines.items()],
             "instructions": dict(self.instructions),
@@ -115,6 +120,7 @@ def certify(
         landings=tuple(landings),
         faults=tuple(faults.values()),
         data_independent=first.data_independent,
+        equal_writes=first.equal_writes,
         lines=_by_line(first, SourceMap(built.ir, built.target.code)),
         instructions=dict(first.instructions.most_common()),
         resources=built.resources,

@@ -121,8 +121,11 @@ class Access:
         """Write words one behind another; check that nobody else reads or writes there. Equal values do not race."""
         self.on_write(part, values)
         self.memory(part.space).store(part.places, values)
-        if part.space in self.machine.shadows and (lost := self._changes(part, values)).any():
-            self.report("race", f"{self.verb}: threads write different values to one place at once", part[lost])
+        if part.space in self.machine.shadows:
+            if (lost := self._changes(part, values)).any():
+                self.report("race", f"{self.verb}: threads write different values to one place at once", part[lost])
+            elif len(np.unique(part.places)) < len(part.places):
+                self.machine.report.equal_writes = True
 
     def on_write(self, part: Part, values: list[Array] | None) -> None:
         """Count, and check as `write` does, before it is done; without values every conflict is one."""
@@ -135,6 +138,7 @@ class Access:
         shadow.unfenced[cells] = True
         if conflicts and values is not None:
             changed = self._changes(part, values)
+            self.machine.report.equal_writes |= any(c.was_write and not changed[c.element].all() for c in conflicts)
             conflicts = [c for c in (_only(c, changed) for c in conflicts) if c is not None]
         self.race(conflicts, part)
 

@@ -141,7 +141,9 @@ class Report:
         What the kernel printed.
     data_independent : bool
         No address, branch or predicate of a memory access depends on loaded data: what one run shows of races and
-        bounds holds for all contents of the arrays.
+        bounds holds for all contents of the arrays, unless there were `equal_writes`.
+    equal_writes : bool
+        Threads wrote one place at once, and the same value, which is a race where contents make them differ.
     """
 
     kernel: str
@@ -153,6 +155,7 @@ class Report:
     memory: dict[Instruction, MemoryCount] = field(default_factory=dict)
     printed: list[str] = field(default_factory=list)
     data_independent: bool = False
+    equal_writes: bool = False
 
     @property
     def ok(self) -> bool:
