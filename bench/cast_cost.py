@@ -17,39 +17,48 @@ from rich.progress import track
 from sass_counts import weight_types
 
 from tilus.casts import linear
-from tilus.dtypes import Codebook, DataType, Float, dtype
+from tilus.dtypes import Codebook, DataType, Float, PackedTernary, dtype
 from tilus.kernels.cast_cost import CastCost, cast_cost, count, fill_cost
 from tilus.runtime.nvrtc import compile_cuda
 from tilus.runtime.sass import disassemble
 
-ELEMENTS = 128
+ELEMENTS = 128  # of each thread; five to a byte, so many and a quarter more
 CONVERSIONS = {"f16": "__half_as_ushort(__float2half_rn(x))", "bf16": "__bfloat16_as_ushort(__float2bfloat16_rn(x))"}
 
 
 def naive(source: DataType, target: DataType, arch: str) -> CastCost:
     """Count what a straightforward kernel takes: one code at a time, by way of f32."""
-    words = ELEMENTS * source.nbits // 32
+    elements = ELEMENTS * 5 // 4 if isinstance(source, PackedTernary) else ELEMENTS
+    words = elements * source.bits_per_element // 32
     text = f"""
     #include <cuda_fp16.h>
     #include <cuda_bf16.h>
     {_table(source)}
     extern "C" __global__ void cast(const uint4* s, uint4* d) {{
-      unsigned w[{words + 1}], out[{ELEMENTS // 2}];
+      unsigned w[{words + 1}], out[{elements // 2}];
       uint4* v = reinterpret_cast<uint4*>(w);
       for (int i = 0; i < {words // 4}; ++i) v[i] = s[threadIdx.x * {words // 4} + i];
       #pragma unroll
-      for (int i = 0; i < {ELEMENTS}; ++i) {{
-        int bit = i * {source.nbits}, shift = bit % 32;
-        unsigned code = w[bit / 32] >> shift;
-        if (shift + {source.nbits} > 32) code |= w[bit / 32 + 1] << (32 - shift);
+      for (int i = 0; i < {elements}; ++i) {{
+        {_code(source)}
         float x = {_value(source)};
         unsigned half = {CONVERSIONS[target.name]};
         out[i / 2] = i % 2 ? out[i / 2] | half << 16 : half;
       }}
-      for (int i = 0; i < {ELEMENTS // 8}; ++i)
-        d[threadIdx.x * {ELEMENTS // 8} + i] = reinterpret_cast<uint4*>(out)[i];
+      for (int i = 0; i < {elements // 8}; ++i)
+        d[threadIdx.x * {elements // 8} + i] = reinterpret_cast<uint4*>(out)[i];
     }}"""
-    return count(disassemble(compile_cuda(text, arch).cubin), ELEMENTS)
+    return count(disassemble(compile_cuda(text, arch).cubin), elements)
+
+
+def _code(source: DataType) -> str:
+    """Return what takes code i out of the words: other bits may be above it."""
+    if isinstance(source, PackedTernary):
+        return """const unsigned powers[] = {1, 3, 9, 27, 81};
+        unsigned code = (w[i / 20] >> i / 5 % 4 * 8 & 255) / powers[i % 5] % 3;"""
+    return f"""int bit = i * {source.nbits}, shift = bit % 32;
+        unsigned code = w[bit / 32] >> shift;
+        if (shift + {source.nbits} > 32) code |= w[bit / 32 + 1] << (32 - shift);"""
 
 
 def _table(source: DataType) -> str:

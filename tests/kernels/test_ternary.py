@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 
 import tilus
-from tilus import vm
+from tilus import simt, vm
 from tilus.dtypes import dtype
 from tilus.errors import LayoutError
 from tilus.ir.target import target
+from tilus.kernels.cast_cost import TRITS
 from tilus.kernels.configure_gpu import ternary_constants
 from tilus.kernels.cost import matmul_cost
 from tilus.kernels.programs import ternary_matmul
+from tilus.kernels.programs.ternary_cast import ternary_cast
 from tilus.layouts import local, spatial
 from tilus.passes.pipeline import lower
 from tilus.runtime.weights import PackLayout, TritPack, WeightFormat, native_pack
@@ -89,6 +91,21 @@ def test_products_on_a_gpu(activation, where, group):
         kernel = ternary_matmul.compile(target=arch, multiples={"n": 16, "k": 16}, **values)
         assert kernel.resources.spills == 0
         assert "HMMA" in kernel.sass
+
+
+@pytest.mark.parametrize("values", [False, True])
+@pytest.mark.parametrize(("to", "unit", "offset"), [("f16", 2.0**-16, 0), ("bf16", 32, 128)])
+def test_the_cast_whose_instructions_are_counted(to, unit, offset, values):
+    """Every byte, in the machine code's PTX; twice in a tile, so at two places each."""
+    kernel = ternary_cast.compile(target="sm_80", CT=dtype(to), PACK=TRITS, VALUES=values)
+    rows, columns = TRITS.tile
+    number = np.arange(rows * 2 * columns // 10).reshape(rows, 2, 1, -1) % 3**5
+    codes = (number // 3 ** np.arange(5)[:, None] % 3).reshape(rows, columns)  # digit i of a slot is 8 columns wide
+    out = np.zeros((rows, columns), dtype(to).code_dtype)
+    words = TRITS.pack(codes)
+    simt.run(kernel.ptx, kernel.resources.kernel, [words, out], 1, 32).check()
+    np.testing.assert_array_equal(dtype(to).decode(out), codes - 1.0 if values else offset + unit * codes)
+    assert len({int(byte) for byte in words.view(np.uint8).reshape(-1)}) == 3**5
 
 
 @pytest.mark.parametrize(("group", "limit"), [(-1, 2.75), (128, 5.75)])

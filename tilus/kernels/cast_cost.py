@@ -6,17 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tilus.casts import best_unpacking
-from tilus.dtypes import DataType, bf16, f16, u32
+from tilus.dtypes import DataType, PackedTernary, bf16, dtype, f16, u32
 from tilus.ir.builder import Builder
 from tilus.ir.expr import const
 from tilus.ir.instructions import Cast, GlobalView, LoadGlobal, StoreGlobal, Unpack, View
 from tilus.ir.program import Program
 from tilus.ir.target import target as find_target
+from tilus.kernels.programs.ternary_cast import ternary_cast
 from tilus.layouts import BitLayout, local, spatial
 from tilus.runtime.compiled import CompiledKernel
 from tilus.runtime.sass import Instruction, parse_sass
+from tilus.runtime.weights.trits import TritPack
 
 _LANES, _VECTOR = 32, 4  # threads, words of a 16-byte access
+TRITS = TritPack(dtype("t1.6"), spatial(_LANES, 1) * local(1, 2 * _VECTOR), _VECTOR)  # what `ternary_cast` takes here
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,9 @@ def cast_cost(source: DataType, target: DataType, arch: str, *, numbers: bool = 
     numbers : bool
         To the numbers that products take (see `tilus.casts.forms`), if the table has a form; else to values.
     """
+    if isinstance(source, PackedTernary):
+        kernel = ternary_cast.compile(target=arch, CT=target, PACK=TRITS, VALUES=not numbers)
+        return count(kernel.sass, TRITS.tile[1])
     program, _, elements = cast_program(source, target, numbers)
     return count(CompiledKernel(program, find_target(arch)).sass, elements)
 
@@ -63,6 +69,8 @@ def fill_cost(source: DataType, target: DataType, arch: str) -> int:
 
     The loop is unrolled by the compiler: each store counts for its share of all that stands before the barrier.
     """
+    if isinstance(source, PackedTernary):
+        return 0
     kernel = CompiledKernel(cast_program(source, target, numbers=False)[0], find_target(arch))
     before, _ = _parts(kernel.sass)
     stores = sum(instruction.opcode == "STS" for instruction in before)
@@ -92,8 +100,10 @@ def _parts(sass: str) -> tuple[Sequence[Instruction], Sequence[Instruction]]:
 def _works(instruction: Instruction) -> bool:
     """Whether an instruction converts; addresses are 64 bits wide, and constants do not count in a loop."""
     kind, text = instruction.klass.kind, ".".join((instruction.opcode, *instruction.modifiers))
-    if kind in ("iadd", "imad"):
-        return text.startswith(("IMAD.SHL", "IMAD.U32", "IMAD.IADD")) or ("IADD" in text and ".X" not in text)
+    if kind == "imad":
+        return text == "IMAD" or text.startswith(("IMAD.SHL", "IMAD.U32", "IMAD.IADD", "IMAD.HI"))
+    if kind == "iadd":
+        return "IADD" in text and ".X" not in text
     if text.startswith("LDC"):  # parameters are read so too: a table has an index
         return any("[R" in operand for operand in instruction.operands)
     return kind in ("lop3", "prmt", "shf", "half2", "fp32") or text.startswith(("LDG.E.U", "I2F", "LDS"))

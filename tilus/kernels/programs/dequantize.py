@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tilus.dtypes import DataType, f32, i32, u32
 from tilus.kernels.programs.pieces import decode, weight_views
-from tilus.kernels.programs.ternary_matmul import numbers
+from tilus.kernels.programs.ternary_matmul import after, numbers
 from tilus.lang import block_id, cdiv, global_view, launch, load_global, ptr, static_range, store_global, view
 from tilus.runtime.kernel import kernel
 from tilus.runtime.weights.packing import PackLayout
@@ -69,9 +69,9 @@ def dequantize_ternary(
     gw, gy = global_view(w, shape=(cdiv(n, BN), cdiv(k, BK), *words.shape)), global_view(y, shape=(n, k))
     gs = global_view(scales, shape=(n, groups), strides=(1, n))
     packed = load_global(gw, offset=(block_id(0), t, 0, 0, 0), shape=words.shape, layout=words)
+    lanes = packed
     for j in static_range(10):
-        lanes = (packed >> (8 * (j // 5)) if j % 5 == 0 else lanes) & 0x00FF00FF
-        lanes = lanes * 3
+        lanes = after(lanes, packed, j)
         start = t * BK + j * width
         scale = load_global(gs, offset=(row, start // GROUP if GROUP else 0), shape=(BN, 1)).to(f32)
         weight = (numbers(lanes, f32, PACK.fragment) * 65536.0 - 1.0) * scale

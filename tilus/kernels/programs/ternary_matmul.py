@@ -56,6 +56,12 @@ def fetch(sw, sx, gw, gx, tile_n, col, t, stage):
 
 
 @inline
+def after(lanes, packed, j):
+    """Return lanes with digit `j` in bits 8 and 9; those given have digit j - 1 there."""
+    return ((packed >> (8 * (j // 5)) if j % 5 == 0 else lanes) & 0x00FF00FF) * 3
+
+
+@inline
 def numbers(lanes, CT, FRAGMENT):
     """Return the digits in bits 8 and 9 of lanes as numbers of a type."""
     if bf16 == CT:
@@ -114,9 +120,9 @@ def ternary_matmul(
             packed = load_shared(sw, offset=(done % STAGES, 0, 0, 0), shape=words.shape, layout=words)
         else:
             packed = load_global(gw, offset=(tile_n, t, 0, 0, 0), shape=words.shape, layout=words)
+        lanes = packed
         for j in static_range(10):
-            lanes = (packed >> (8 * (j // 5)) if j % 5 == 0 else lanes) & 0x00FF00FF
-            lanes = lanes * 3
+            lanes = after(lanes, packed, j)
             digits = numbers(lanes, CT, PACK.fragment)
             if STAGES:
                 tile = load_shared(sx, offset=(done % STAGES, 0, j * width), shape=(BM, width))
