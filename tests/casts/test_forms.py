@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tilus.casts import forms, linear, parts
+from tilus.casts.forms import rounded_form
 from tilus.casts.table import sources
 from tilus.dtypes import codebook, dtype
 
@@ -46,6 +47,16 @@ def test_which_types_have_a_form():
     assert without == {"u8", "i8"}  # bf16 has 7 bits of mantissa
     assert not forms(dtype("nf4"), dtype("f16"))
     assert not forms(dtype("u8"), dtype("f8e4m3"))
+
+
+def test_the_form_whose_infinity_is_the_greatest_value():
+    """Of no other type: the codes of f7e5m1 with that exponent are two numbers, of which f16 would make one a NaN."""
+    f16 = dtype("f16")
+    assert [s.name for s in sources() if rounded_form(s, f16)] == ["f6e5m0"]
+    source = dtype("f6e5m0")
+    patterns = rounded_form(source, f16).patterns(10)
+    np.testing.assert_array_equal(patterns, f16.encode(source.decode(np.arange(64))))
+    assert (f16.decode(patterns) == np.inf).sum() == 1
 
 
 def test_the_kind_of_types_that_count():

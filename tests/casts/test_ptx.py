@@ -53,7 +53,9 @@ def test_numbers(name):
     assert seen.all()
 
 
-@pytest.mark.parametrize("name", ["u1-f16", "i4-bf16", "u8-bf16", "f8e4m3-f16", "f8e5m2-bf16", "f7e5m1-f16", "nf4-f16"])
+@pytest.mark.parametrize(
+    "name", ["u1-f16", "i4-bf16", "u8-bf16", "f8e4m3-f16", "f8e5m2-bf16", "f7e5m1-f16", "f6e5m0-f16", "nf4-f16"]
+)
 def test_values(name):
     """NaN and infinity are what they were."""
     text, to = name.split("-")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.casts.proof import proved, wrong_codes
 from tests.layouts.test_bits import bit_layouts
 from tilus.casts import Recipe, best_form, best_unpacking, forms, to_stream, unpack, unpack_values
+from tilus.casts.forms import rounded_form
 from tilus.casts.search import search
 from tilus.casts.table import PATH, TARGETS, row, sources
 from tilus.dtypes import dtype
@@ -84,8 +85,11 @@ def test_integers_take_no_more_than_the_targets(sign, n):
 
 
 def test_floats_take_no_more_than_the_target():
-    """All but the five that f16 has not the range for, which `test_sass` counts."""
-    assert {s.name for s in sources() if f"{s.name}-f16" not in ROWS} == {s for s, t in NO_VALUES if t == "f16"}
+    """All but the four that f16 has not the range for, which `test_sass` counts; f6e5m0 is rounded by where it lies."""
+    without = {s.name for s in sources() if f"{s.name}-f16" not in ROWS}
+    assert without - {"f6e5m0"} == {s for s, t in NO_VALUES if t == "f16"}
+    unpacking = ROWS["f6e5m0-bf16"]
+    assert unpack_values(unpacking.bits, dtype("f6e5m0"), dtype("f16")).alu <= 1.2 * unpacking.elements
     worst = {
         t: max(u.alu for n, u in ROWS.items() if n.startswith("f") and n.endswith(f"-{t}")) for t in ("f16", "bf16")
     }
@@ -118,15 +122,12 @@ def test_a_stream_holds_the_codes_in_order(bits, seed):
 
 # (type, target, what the layout was made for)
 VALUES = [(s, t, p) for s in sources() for t in ("f16", "bf16") for p in ("f16", "bf16") if f"{s.name}-{p}" in ROWS]
-NO_VALUES = {
-    *((f"f{n}e{x}m{n - 1 - x}", "f16") for n, x in ((6, 5), (7, 5), (7, 6), (8, 6), (8, 7))),
-    ("f8e5m2", "bf16"),
-}
+NO_VALUES = {*((name, "f16") for name in ("f7e5m1", "f7e6m0", "f8e6m1", "f8e7m0")), ("f8e5m2", "bf16")}
 
 
 @pytest.mark.parametrize(("source", "target", "packed_for"), VALUES, ids=str)
 def test_values_are_what_the_type_says(source, target, packed_for):
-    """Every code at every position: in row r, element e holds code r + 37 e."""
+    """And 65536 of f6e5m0 is infinity in f16. Every code at every position: in row r, element e holds code r + 37 e."""
     kind, bits = dtype(target), ROWS[f"{source.name}-{packed_for}"].bits
     recipe = unpack_values(bits, source, kind)
     assert (recipe is None) == ((source.name, target) in NO_VALUES)
@@ -137,7 +138,11 @@ def test_values_are_what_the_type_says(source, target, packed_for):
     words = bits.pack(codes)
     got = np.stack(recipe.evaluate([words[:, w] for w in range(bits.num_words)]), axis=1)
     values = kind.decode(got[..., None].view(np.uint16)).reshape(codes.shape)
-    np.testing.assert_array_equal(values, source.decode(codes))  # NaN equals NaN
+    expected = source.decode(codes)
+    if rounded_form(source, kind) is not None:
+        expected = kind.decode(kind.encode(expected))
+    np.testing.assert_array_equal(values, expected)  # NaN equals NaN
+    assert (np.isnan(values) | (np.signbit(values) == np.signbit(expected))).all()  # of zeros too
 
 
 def test_where_values_cannot_be_had():

@@ -225,7 +225,22 @@ def _float_forms(source: Float, target: Float) -> tuple[Form, ...]:
         return ()
     if source.exponent_bits == target.exponent_bits and target.has_inf and not source.has_inf:
         return ()  # finite numbers with the exponent of infinity
+    return (_exponent_form(source, target),)
+
+
+def rounded_form(source: DataType, target: DataType) -> Form | None:
+    """Return the form of floats of which the greatest is the first beyond a target's: it has infinity's bits.
+
+    That is what a cast makes of it. Products need the value, so this is none of `forms`.
+    """
+    if not isinstance(source, Float) or not isinstance(target, Float) or source.padding or not target.has_inf:
+        return None
+    fields = source.exponent_bits, source.mantissa_bits
+    return _exponent_form(source, target) if fields == (target.exponent_bits, 0) else None
+
+
+def _exponent_form(source: Float, target: Float) -> Form:
     scale = 2.0 ** (target.bias - source.bias)
     factor = scale if scale >= 2.0**_TINY else 1.0
     position = target.mantissa_bits - source.mantissa_bits
-    return (Form("exponent", source, target, 0, source.nbits - 1, (position,), unit=scale, factor=factor),)
+    return Form("exponent", source, target, 0, source.nbits - 1, (position,), unit=scale, factor=factor)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
-from tilus.casts.forms import Form, forms, parts
+from tilus.casts.forms import Form, forms, parts, rounded_form
 from tilus.casts.recipe import OPS, Recipe, RecipeBuilder
 from tilus.casts.unpack import Unpacking, fits, unpack
 from tilus.dtypes import DataType, Float
@@ -25,6 +25,9 @@ def unpack_values(bits: BitLayout, source: DataType, target: DataType) -> Recipe
 
 def _ways(source: DataType, target: DataType) -> Iterator[tuple[Form, ...]]:
     yield from ((form,) for form in forms(source, target) if _spells_every_code(form) or _lacks_only_nan(source))
+    rounded = rounded_form(source, target)
+    if rounded is not None:
+        yield (rounded,)
     both = parts(source, target)
     if both is not None:
         yield both

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from tilus.casts import best_unpacking, parts
+from tilus.casts import best_unpacking, parts, unpack_values
 from tilus.cli.group import as_json, main, show
 from tilus.dtypes import ALL, DataType, PackedTernary, bf16, dtype, f16
 from tilus.errors import LayoutError, TilusError
@@ -58,7 +58,11 @@ def _cast_text(kind: DataType, target: DataType) -> str:
         return f"{exact}digits"
     if parts(kind, target) is not None:
         return f"{exact}parts"
-    if target == f16 and best_unpacking(kind, bf16) is not None:
+    other = best_unpacking(kind, bf16) if target == f16 else None
+    if other is not None:
+        recipe = unpack_values(other.bits, kind, target)
+        if recipe is not None:
+            return f"{exact}{recipe.alu / other.elements:.2f} {recipe.issue / other.elements:.2f}"
         return f"{exact}by bf16"
     return f"{exact}table" if kind.is_codebook and target.is_float else f"{exact}single"
 
