@@ -1,10 +1,11 @@
 """Claim: the quantized matmul's hot loop takes few instructions per weight, at every width, without spills.
 
 Compiles the library's program for every weight type, target and batch tile, and counts in the disassembly: no GPU is
-needed, and the numbers do not depend on the machine. f16 activations and scales, groups of 128, bias; unsigned integers
-have zero points. Writes `sass_counts.json` and a table to read, `sass_counts.md`, which has beside each number the one
-from before casts were synthesised (`sass_counts_first_light.json`); with `--budget` also `tests/kernels/budget.txt`, to
-which a test holds every kernel.
+needed, and the numbers do not depend on the machine. f16 scales, bias; unsigned integers have zero points. All types
+are counted with f16 activations and groups of 128, those of `VARIED` also with bf16 and groups of 32. Writes
+`sass_counts.json` and a table to read, `sass_counts.md`, which has beside each number the one from before casts were
+synthesised (`sass_counts_first_light.json`); with `--budget` also `tests/kernels/budget.txt`, to which a test holds
+every kernel.
 """
 
 from __future__ import annotations
@@ -13,22 +14,28 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
+from itertools import product
 
 from record import RESULTS, ROOT, write
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from tilus.dtypes import ALL, DataType, dtype, f16
+from tilus.dtypes import ALL, DataType, bf16, dtype, f16
 from tilus.kernels.cost import MatmulCost, matmul_cost
 from tilus.runtime.weights.packing import native_pack
 from tilus.runtime.weights.weight import WeightFormat, ZeroPoint
 
 GROUP = 128
+VARIED = ("u4", "u3", "i8", "f4e2m1", "nf4")  # a type for each way in which numbers become values
 BUDGET = ROOT / "tests" / "kernels" / "budget.txt"
+BUDGET_KEYS = ("type", "zero_point", "group", "activation", "bm", "target")
 COLUMNS = (
     "type",
+    "group",
+    "activation",
     "target",
     "BM",
     "instructions / weight",
@@ -43,24 +50,35 @@ COLUMNS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A kernel to count: what it multiplies, in groups of how many (-1: one for each row), by what, and for what."""
+
+    kind: DataType
+    zero_point: ZeroPoint
+    group: int
+    activation: DataType
+    target: str
+    bm: int
+
+
 def weight_types() -> list[DataType]:
     """Return every type that a weight can have."""
-    named = (kind for kind in ALL if kind.is_bit_packed and kind.nbits <= 8 and kind != dtype("e8m0"))
-    return [kind for kind in named if kind.is_integer or kind.is_float or kind.is_codebook]
+    packed = [kind for kind in ALL if kind.is_bit_packed and kind.nbits <= 8 and kind != dtype("e8m0")]
+    found = [kind for kind in packed if kind.is_integer or kind.is_float or kind.is_codebook]
+    return [*found, dtype("t1.6")]
 
 
 def main() -> None:
     """Compile, count, print, write."""
     options = _options()
     types = weight_types() if options.types is None else [dtype(name) for name in options.types.split(",")]
-    cases = [(kind, zero) for kind in types for zero in _zero_points(kind, options.all_zero_points)]
-    jobs = [(kind, zero, target, bm) for kind, zero in cases for target in options.targets.split(",") for bm in (8, 16)]
+    jobs = [job for kind in types for job in _cases(kind, options)]
     console = Console(stderr=True)
-    rows = [_row(*job) for job in track(jobs, "compiling", console=console, disable=not sys.stderr.isatty())]
+    rows = [_row(job) for job in track(jobs, "compiling", console=console, disable=not sys.stderr.isatty())]
     Console(width=160).print(_table(rows))
     if not options.no_write:
-        settings: dict[str, object] = {"group": GROUP, "activation": "f16", "scale": "f16", "bias": True}
-        write("sass_counts", settings, rows, dated=False)
+        write("sass_counts", {"scale": "f16", "bias": True}, rows, dated=False)
         (RESULTS / "sass_counts.md").write_text("\n".join(_markdown(rows)) + "\n")
         print("wrote bench/results/sass_counts.json and sass_counts.md")
     if options.budget:
@@ -86,14 +104,26 @@ def _zero_points(kind: DataType, every: bool) -> tuple[ZeroPoint, ...]:
     return ("tensor", "half") if every else ("tensor",)
 
 
-def _row(kind: DataType, zero: ZeroPoint, target: str, bm: int) -> dict[str, object]:
-    form = WeightFormat(native_pack(kind, "cuda"), GROUP, zero)
-    cost: MatmulCost = matmul_cost(form, f16, f16, bm=bm, target=target)
+def _cases(kind: DataType, options: argparse.Namespace) -> Iterator[Case]:
+    """Yield the kernels of a type to count, those of one target and batch tile together."""
+    targets, varied = options.targets.split(","), kind.name in VARIED
+    groups = (GROUP, 32) if varied else (GROUP, -1) if kind == dtype("t1.6") else (GROUP,)
+    activations = (f16, bf16) if varied else (f16,)
+    zeros = _zero_points(kind, options.all_zero_points)
+    for zero, group, activation, target, bm in product(zeros, groups, activations, targets, (8, 16)):
+        yield Case(kind, zero, group, activation, target, bm)
+
+
+def _row(case: Case) -> dict[str, object]:
+    form = WeightFormat(native_pack(case.kind, "cuda"), case.group, case.zero_point)
+    cost: MatmulCost = matmul_cost(form, case.activation, f16, bm=case.bm, target=case.target)
     return {
-        "type": kind.name,
-        "zero_point": zero,
-        "target": target,
-        "bm": bm,
+        "type": case.kind.name,
+        "zero_point": case.zero_point,
+        "group": case.group,
+        "activation": case.activation.name,
+        "target": case.target,
+        "bm": case.bm,
         "instructions_per_weight": round(cost.instructions_per_weight, 3),
         "registers": cost.registers,
         "spilled_bytes": cost.spills,
@@ -111,7 +141,9 @@ def _row(kind: DataType, zero: ZeroPoint, target: str, bm: int) -> dict[str, obj
 
 def _cells(row: dict[str, object]) -> Iterator[str]:
     yield f"{row['type']}" + (" (half)" if row["zero_point"] == "half" else "")
-    before = _before().get((row["type"], row["zero_point"], row["target"], row["bm"]))
+    usual = row["group"] == GROUP and row["activation"] == "f16"
+    before = _before().get((row["type"], row["zero_point"], row["target"], row["bm"])) if usual else None
+    yield from (f"{row['group']}" if row["group"] != -1 else "row", f"{row['activation']}")
     yield from (f"{row['target']}", f"{row['bm']}", f"{row['instructions_per_weight']:.2f}")
     yield from ("-" if before is None else f"{before:.2f}", f"{row['registers']}")
     yield from (f"{row['spilled_bytes']}", f"{row['shared_bytes']}", f"{row['bank_conflicts']}")
@@ -128,12 +160,13 @@ def _before() -> dict[tuple[object, ...], float]:
 
 
 def _budget(rows: Sequence[dict[str, object]]) -> Iterator[str]:
-    yield "# Instructions per weight that the quantized matmul's hot loop may take, batch tile 8, f16, groups of 128.\n"
-    yield "# `python bench/sass_counts.py --budget` writes this file.\n"
+    yield "# Instructions per weight that the quantized matmul's hot loop may take: type, zero points, group (-1: row),"
+    yield " activations, batch tile, target.\n# `python bench/sass_counts.py --budget` writes this file.\n"
     for row in rows:
-        if row["bm"] == 8:
-            name, zero, target = (str(row[k]) for k in ("type", "zero_point", "target"))
-            yield f"{name:8} {zero:7} {target:7} {row['instructions_per_weight']:6.3f}\n"
+        if row["bm"] == 8 or row["type"] in VARIED:
+            name, zero, group, kind, bm, target = (row[k] for k in BUDGET_KEYS)
+            limit = row["instructions_per_weight"]
+            yield f"{name:8} {zero:7} {group:4} {kind:5} {bm:3} {target:7} {limit:6.3f}\n"
 
 
 def _table(rows: Sequence[dict[str, object]]) -> Table:
@@ -148,10 +181,10 @@ def _table(rows: Sequence[dict[str, object]]) -> Table:
 def _markdown(rows: Sequence[dict[str, object]]) -> Iterator[str]:
     yield "# Quantized matmul: what its hot loop takes"
     yield ""
-    yield f"Written by `python bench/sass_counts.py`. f16 activations and scales, groups of {GROUP}, bias; unsigned"
-    yield 'integers have zero points. "conflicts": shared-memory wavefronts beyond the ideal in the loop, per block.'
-    yield '"KiB in flight": weights on their way to a multiprocessor that is full of blocks. "exposed loads": how often'
-    yield "a trip of the loop waits for all of a load from device memory."
+    yield "Written by `python bench/sass_counts.py`. f16 scales, bias; unsigned integers have zero points. Conflicts:"
+    yield "shared-memory wavefronts beyond the ideal in the loop, per block. KiB in flight: weights on their way to a"
+    yield "multiprocessor that is full of blocks. Exposed loads: how often a trip of the loop waits for all of a load"
+    yield "from device memory."
     yield ""
     yield "| " + " | ".join(COLUMNS) + " |"
     yield "|" + "---|" * len(COLUMNS)

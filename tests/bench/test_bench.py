@@ -52,7 +52,7 @@ def test_cpu_matmul(modules, monkeypatch, capsys) -> None:
 
 
 def test_sass_counts() -> None:
-    command = [sys.executable, "bench/sass_counts.py", "--types", "u4", "--targets", "sm_80", "--no-write"]
+    command = [sys.executable, "bench/sass_counts.py", "--types", "u5", "--targets", "sm_80", "--no-write"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("sm_80") == 2

@@ -10,12 +10,11 @@ from tilus.errors import LayoutError
 from tilus.ir.target import target
 from tilus.kernels.cast_cost import TRITS
 from tilus.kernels.configure_gpu import ternary_constants
-from tilus.kernels.cost import matmul_cost
 from tilus.kernels.programs import ternary_matmul
 from tilus.kernels.programs.ternary_cast import ternary_cast
 from tilus.layouts import local, spatial
 from tilus.passes.pipeline import lower
-from tilus.runtime.weights import PackLayout, TritPack, WeightFormat, native_pack
+from tilus.runtime.weights import PackLayout, TritPack, native_pack
 
 T16 = dtype("t1.6")
 WEIGHT = np.random.default_rng(0).normal(size=(70, 330)).astype(np.float32)
@@ -106,14 +105,6 @@ def test_the_cast_whose_instructions_are_counted(to, unit, offset, values):
     simt.run(kernel.ptx, kernel.resources.kernel, [words, out], 1, 32).check()
     np.testing.assert_array_equal(dtype(to).decode(out), codes - 1.0 if values else offset + unit * codes)
     assert len({int(byte) for byte in words.view(np.uint8).reshape(-1)}) == 3**5
-
-
-@pytest.mark.parametrize(("group", "limit"), [(-1, 2.75), (128, 5.75)])
-def test_the_hot_loop_keeps_its_budget(group, limit):
-    form = WeightFormat(native_pack(T16, "cuda"), group, "none")
-    cost = matmul_cost(form, dtype("f16"), dtype("f16"), bm=8, target="sm_90a")
-    assert cost.instructions_per_weight <= limit
-    assert cost.bank_conflicts == 0
 
 
 def test_five_to_a_byte_and_files(tmp_path):
