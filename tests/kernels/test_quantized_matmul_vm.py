@@ -17,7 +17,7 @@ from tilus import vm
 from tilus.dtypes import dtype
 from tilus.ir.target import target
 from tilus.kernels.configure import matmul_program, rows_per_block
-from tilus.kernels.configure_gpu import compute_dtype
+from tilus.kernels.configure_gpu import activation_parts, compute_dtype
 from tilus.passes.pipeline import lower
 from tilus.runtime.weights import native_pack
 
@@ -79,6 +79,30 @@ def test_the_reference_machine_is_exact_up_to_rounding(case):
     vm.run(program(w, case["activation"], bm, case["bias"]), arguments(x, w, bias, y))
     compute = dtype("f32") if case["device"] == "cpu" else compute_dtype(w.dtype, dtype(case["activation"]))
     check(y, x, w, bias, compute=compute)
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16", "f32"])
+def test_an_activation_is_the_sum_of_its_parts(kind):
+    """And of no fewer; of f16 so that the greatest and subnormal numbers are among them."""
+    source, bf16, rng = dtype(kind), dtype("bf16"), np.random.default_rng(0)
+    codes = rng.integers(0, 2**15, 4096) if kind == "f16" else np.arange(0, 2**14, 7)
+    values = rng.normal(size=4096).astype(np.float32) if kind == "f32" else source.decode(codes)
+    rest = [values[np.isfinite(values)].astype(np.float64)]
+    for _ in range(activation_parts(source, bf16)):
+        rest.append(rest[-1] - bf16.decode(bf16.encode(rest[-1])))
+    assert not rest[-1].any()
+    assert rest[-2].any()
+    assert activation_parts(source, dtype("f16")) == 1
+
+
+@pytest.mark.parametrize("name", ["u4", "f8e6m1", "u8"])
+def test_no_part_of_an_activation_is_missing(name):
+    """The last of three is worth 2^-17 of a product: few columns, or what roundings may do hides it."""
+    w = weight(name, False, 16, 40, 16)
+    w, x = w.repack(native_pack(w.dtype, "cuda")), activations("f32", 8, 16)
+    y = np.full((8, 40), np.nan, np.float32)
+    vm.run(program(w, "f32", 8, False), arguments(x, w, None, y))
+    check(y, x, w)
 
 
 @pytest.mark.parametrize(("name", "zero_point"), WEIGHTS, ids=lambda v: str(v))

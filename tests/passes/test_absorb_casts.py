@@ -12,7 +12,7 @@ from tilus.ir.instructions import Cast, Dot, Elementwise, Full, Unpack, View, re
 from tilus.ir.parser import parse
 from tilus.ir.printer import to_text
 from tilus.ir.target import target
-from tilus.layouts import local, parse_bits, spatial
+from tilus.layouts import BitLayout, local, parse_bits, spatial
 from tilus.passes.absorb_casts import absorb_casts
 from tilus.passes.pipeline import lower
 from tilus.passes.tensors import inst_stmts
@@ -34,10 +34,14 @@ class Case:
     factor: str = "x"
     k: int = 128
 
+    bits: BitLayout | None = None  # where codes lie, if not where they are unpacked best
+
     @property
     def pack(self):
         kind = dtype(self.name)
         layout = local(1, self.k // 16) * FRAGMENT
+        if self.bits is not None:
+            return PackLayout(kind, layout, 4, self.bits)
         best = best_unpacking(kind, dtype(self.to)) or best_unpacking(kind, bf16)
         assert best is not None
         units = layout.local_size // (best.bits.num_slots * 2)
@@ -199,6 +203,21 @@ def test_codes_in_parts():
     np.testing.assert_array_equal(results[0], codes.astype(float) @ x)
     np.testing.assert_array_equal(results[1], results[0])
     np.testing.assert_array_equal(results[2], results[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "lane"), [("i8", "bbbbbbbbaaaaaaaa", 16), ("u8", "aaaaaaaa", 8)], ids=["sign", "lane"]
+)
+def test_codes_that_do_not_lie_as_parts_would_have_them_stay_casts(name, pattern, lane):
+    """Parts are of codes whose sign is stored inverted, in lanes of the target."""
+    case = Case(name, to="bf16", bits=BitLayout(8, lane, pattern, units=16))
+    program = case.program()
+    after = absorb_casts(program, target("sm_80"))
+    assert not found(after, Unpack)
+    expected = case.run(program)
+    assert np.abs(expected).max() > 0
+    np.testing.assert_array_equal(case.run(after), expected)
+    np.testing.assert_array_equal(case.run(lower(program, target("sm_80"))), expected)
 
 
 FACTOR = "  xs: register[{to}, (64, {n})] = slice(x=x, offset=(32, 0), shape=(64, {n}))\n"

@@ -48,6 +48,7 @@ ODD = {  # orders that no search found: codes in pieces, in lanes of a byte, of 
     "u2": BitLayout(2, 8, "ddccbbaa"),
     "i4": BitLayout(4, 16, "ddddccccbbbbaaaa"),
     "u8": BitLayout(8, 16, "babababababababa"),
+    "i8": BitLayout(8, 16, "bbbbbbbbaaaaaaaa"),
     "nf4": BitLayout(4, 16, "ddddccccbbbbaaaa"),
 }
 
