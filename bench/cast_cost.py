@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 
+import missed_targets
 from record import RESULTS, write
 from rich.console import Console
 from rich.progress import track
@@ -98,6 +99,7 @@ def main() -> None:
     if not options.no_write:
         write("cast_cost", {"elements": ELEMENTS}, rows, dated=False)
         (RESULTS / "cast_cost.md").write_text("\n".join(_markdown(rows)) + "\n")
+        missed_targets.main()
 
 
 def _options() -> argparse.Namespace:

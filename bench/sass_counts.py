@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import product
 
+import missed_targets
 from record import RESULTS, ROOT, write
 from rich.console import Console
 from rich.progress import track
@@ -80,6 +81,7 @@ def main() -> None:
     if not options.no_write:
         write("sass_counts", {"scale": "f16", "bias": True}, rows, dated=False)
         (RESULTS / "sass_counts.md").write_text("\n".join(_markdown(rows)) + "\n")
+        missed_targets.main()
         print("wrote bench/results/sass_counts.json and sass_counts.md")
     if options.budget:
         BUDGET.write_text("".join(_budget(rows)))

@@ -1,0 +1,167 @@
+"""Which targets of casts and loops are missed, by how much and why: a page made of what the other benchmarks counted.
+
+Reads `cast_cost.json` and `sass_counts.json`, writes `missed_targets.md`; measures nothing itself. The targets are
+those that the project was designed for: for casts to f16 operations of the logic pipe per element, for the matmul's
+whole loop instructions per weight, with f16 activations, groups of 128 and batches up to 8.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from record import RESULTS
+
+from tilus.casts import linear
+from tilus.dtypes import DataType, Float, dtype
+
+Row = Mapping[str, Any]
+
+CASTS = {1: 0.53, 2: 0.56, 3: 0.72, 4: 0.63, 5: 0.91, 6: 1.06, 7: 1.10, 8: 0.50}  # integers, by bits
+FLOATS = 1.5  # eXmY, to f16 and to bf16
+LOOPS = {"u4": 1.25, "i4": 1.25, "u1": 1.1, "u2": 1.1}
+ANY_LOOP = 2.0
+ROUNDING = 0.02  # a compiled cast has an instruction or two of its own beside the recipe's
+PAGE = RESULTS / "missed_targets.md"
+
+# What the loop's instructions do, by kind.
+SHARES = {
+    "unpacking": ("lop3", "prmt", "shf"),
+    "left shifts, addresses": ("imad", "iadd", "mov", "uniform"),
+    "tensor cores": ("mma",),
+    "scales, sums": ("half2", "fp32"),
+    "memory": ("lds", "gmem", "const", "sync"),
+}
+
+CAST_REASONS = {
+    "one bit": "One bit takes .53 with its codes at eleven positions of a lane. A product has an accumulator for each "
+    "position, and those would cost the loop more than they save: the search takes five positions.",
+    "range": "f16 has not the range of these floats, so no move of bits spells their values. They are made in bf16 and "
+    "rounded: a mask and a conversion for two elements come to what bf16 takes. Multiplications by (0, factor) would "
+    "take the mask's place on the other pipe, but ptxas makes constants of unequal halves anew for each use: 1.75 to "
+    "2.25 became 2.6 to 3.2. Other layouts do not help, the search has the cheapest for bf16. Only casts are meant, "
+    "products take bf16's numbers. f6e5m0 is not among them: its greatest value is what f16 rounds to infinity.",
+    "digits": "Five digits in a byte come out by multiplications: a mask, a product with 3 and a mask for two digits, "
+    "and for bf16 a shift and a constant besides, which ptxas does not put into one instruction.",
+    "two parts": "There is no target for integers to bf16, which has 7 bits of mantissa: codes of 8 are a sum of two "
+    "parts, each with masks, shifts and a multiply-add.",
+}
+LOOP_REASONS = {
+    "zero points": "Unpacking takes half a logical operation and up to an eighth of a shift for each weight. Tensor "
+    "cores make the sums of activations that zero points need, a quarter as many products again; sums of numbers at "
+    "several positions of their lanes are brought together by multiplications. Signed integers, which have no zero "
+    "points here, show what is left without: i4 {i4}, i2 {i2}. What the loop takes for scales and sums does not shrink "
+    "with the bits, so one and two bits gain nothing.",
+    "seven bits": "Two codes of 7 bits leave 2 bits of a half's 16: every eighth code is put together from pieces, and "
+    "the pieces' shifts, left ones on the multiply-add pipe, are counted too.",
+    "floats": "A float is two pieces, its sign and its magnitude, which lie as far apart as in f16 only if the layout "
+    "leaves room between them: two logical operations and a shift for most elements, where integers have one.",
+    "range": "f16 has not the range: products are bf16's, and each f16 activation is a sum of two, so there are twice "
+    "as many, and numbers are multiplied by a power of two first.",
+    "table": "A pair of codes is looked up in shared memory: a load, and the index and address of it, for two weights.",
+    "digits": "As for casts, and a product takes off the number of digit 1. Groups of 128 are no whole number of tiles "
+    "of 160, so scales are loaded and multiplied with every digit.",
+}
+
+
+def main() -> None:
+    """Write the page; the two benchmarks do it too."""
+    PAGE.write_text(page(_rows("cast_cost"), _rows("sass_counts")))
+    print(f"wrote bench/results/{PAGE.name}")
+
+
+def _rows(name: str) -> Sequence[Row]:
+    rows: Sequence[Row] = json.loads((RESULTS / f"{name}.json").read_text())["rows"]
+    return rows
+
+
+def page(casts: Sequence[Row], loops: Sequence[Row]) -> str:
+    """Return the page's text for the rows of `cast_cost.json` and `sass_counts.json`."""
+    return "\n".join([*_head(), *_cast_lines(casts), "", *_loop_lines(loops)]) + "\n"
+
+
+def _head() -> Iterator[str]:
+    yield "# Targets that are missed, and why\n"
+    yield "Written by `python bench/missed_targets.py` from `cast_cost.json` and `sass_counts.json`, whose pages have"
+    yield "all types. What is not listed keeps its target.\n"
+
+
+# --- casts ----------------------------------------------------------------------------------------------------------
+
+
+def cast_target(kind: DataType, target: str) -> float:
+    """Return how many logical operations an element may take: what is not said is no less than floats may."""
+    return CASTS[kind.nbits] if target == "f16" and linear(kind) and kind.name != "t1.6" else FLOATS
+
+
+def _cast_lines(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield the table of casts to numbers that take more than their target on one of the architectures."""
+    limits = "u1 .53, u2 .56, u3 .72, u4 .63, u5 .91, u6 1.06, u7 1.10, u8 .50"
+    yield f"## Casts: operations of the logic pipe per element; to f16 {limits}, signed integers the same; eXmY 1.5\n"
+    yield "| type | to | target | sm_80 | sm_90a | reason |"
+    yield "|---|---|---|---|---|---|"
+    for name, to in dict.fromkeys((row["type"], row["to"]) for row in rows):
+        kind = dtype(name)
+        found = [row["numbers_alu"] for row in rows if (row["type"], row["to"]) == (name, to)]
+        target = cast_target(kind, to)
+        if max(found) > target + ROUNDING:
+            numbers = " | ".join(f"{x:.2f}" for x in (target, *found))
+            yield f"| {name} | {to} | {numbers} | {cast_reason(kind)} |"
+    yield ""
+    yield from _reasons(CAST_REASONS)
+
+
+def cast_reason(kind: DataType) -> str:
+    """Return the name of the reason why a cast takes more."""
+    if kind.name == "t1.6":
+        return "digits"
+    if isinstance(kind, Float):
+        return "range"
+    return "one bit" if kind.nbits == 1 else "two parts"
+
+
+# --- loops ----------------------------------------------------------------------------------------------------------
+
+
+def _loop_lines(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield the table of loops that take more than their target on one of the architectures, and where it goes."""
+    usual = [row for row in rows if row["bm"] == 8 and row["activation"] == "f16" and row["group"] in (128, -1)]
+    yield "## The matmul's loop: instructions per weight; u4, i4 1.25, u1, u2 1.1, all types 2.0\n"
+    yield "Groups of 128, or one scale for a row; batches up to 8, f16; unsigned integers have zero points. The shares"
+    yield "are those of sm_90a.\n"
+    yield f"| type | group | target | sm_80 | sm_90a | {' | '.join(SHARES)} | rest | reason |"
+    yield "|" + "---|" * (len(SHARES) + 7)
+    for name, group in dict.fromkeys((row["type"], row["group"]) for row in usual):
+        found = {row["target"]: row for row in usual if (row["type"], row["group"]) == (name, group)}
+        target, counts = LOOPS.get(name, ANY_LOOP), [row["instructions_per_weight"] for row in found.values()]
+        if max(counts) > target:
+            numbers = (f"{x:.2f}" for x in (target, *counts, *_shares(found["sm_90a"])))
+            place = "row" if group == -1 else group
+            yield f"| {name} | {place} | {' | '.join(numbers)} | {loop_reason(dtype(name))} |"
+    yield ""
+    signed = {row["type"]: f"{row['instructions_per_weight']:.2f}" for row in usual if row["target"] == "sm_90a"}
+    yield from _reasons({name: text.format(**signed) for name, text in LOOP_REASONS.items()})
+
+
+def _shares(row: Row) -> list[float]:
+    per_weight = {kind: count / row["weights_per_trip"] for kind, count in row["mix"].items()}
+    shares = [sum(per_weight.get(kind, 0.0) for kind in kinds) for kinds in SHARES.values()]
+    return [*shares, row["instructions_per_weight"] - sum(shares)]
+
+
+def loop_reason(kind: DataType) -> str:
+    """Return the name of the reason why a loop takes more."""
+    if kind.is_integer:
+        return "seven bits" if kind.nbits == 7 else "zero points"
+    if isinstance(kind, Float):
+        return "range" if kind.name in ("f6e5m0", "f7e5m1", "f7e6m0", "f8e6m1", "f8e7m0") else "floats"
+    return "digits" if kind.name == "t1.6" else "table"
+
+
+def _reasons(reasons: Mapping[str, str]) -> Iterator[str]:
+    yield from (f"* **{name}**: {text}" for name, text in reasons.items())
+
+
+if __name__ == "__main__":
+    main()
