@@ -5,6 +5,7 @@ import pytest
 
 from tests.codegen.llvm.harness import lowered, run
 from tilus.dtypes import dtype
+from tilus.runtime.cpu_features import host_cpu
 
 FLOATS = [f"f{1 + x + y}e{x}m{y}" for x in range(1, 8) for y in range(7) if 2 <= 1 + x + y <= 8]
 INTEGERS = [f"{s}{n}" for s in "ui" for n in range(1, 9)]
@@ -50,9 +51,17 @@ def assert_same_bits(got, expected):
 @pytest.mark.parametrize("target", ["f32", "f16", "bf16", "i32"])
 @pytest.mark.parametrize("source", [*INTEGERS, *FLOATS, "nf4", "t2"])
 def test_from_narrow(source, target):
+    check_from_narrow(source, "f64" if target == "i32" and not dtype(source).is_integer else target)
+
+
+@pytest.mark.skipif("avx2" not in host_cpu().present, reason="the CPU has no permutations")
+@pytest.mark.parametrize("source", [name for name in (*INTEGERS, *FLOATS, "nf4", "t2") if dtype(name).nbits <= 6])
+def test_from_narrow_by_permutations(source):
+    check_from_narrow(source, "f32", host_cpu().present)
+
+
+def check_from_narrow(source, target, features=()):
     s, t = dtype(source), dtype(target)
-    if target == "i32" and not s.is_integer:
-        target, t = "f64", dtype("f64")
     codes = np.arange(256, dtype=np.uint8)
     if s.nbits < 8:
         # Every lane's stream is the codes in order, rotated by the lane's number.
@@ -61,7 +70,7 @@ def test_from_narrow(source, target):
         codes = np.stack([np.roll(stream + high * (lane % 2), lane) for lane in range(8)]).astype(np.uint8)
         words = s.pack(codes.ravel()).view(np.uint32).reshape(8, -1)
         got = np.zeros((LOCALS, 8), t.numpy_dtype)
-        run(packed_program(source, target), [np.ascontiguousarray(words.T), got])
+        run(packed_program(source, target), [np.ascontiguousarray(words.T), got], features=features)
         got = np.ascontiguousarray(got.T)
     else:
         got = np.zeros(codes.shape, t.numpy_dtype)

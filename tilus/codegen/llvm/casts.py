@@ -27,7 +27,7 @@ def decode(b: Builder, dtype: DataType, x: Value) -> Value:
     if dtype.is_boolean or (x.type == target and not is_packed(dtype)):
         return x
     if compute(dtype) == "float" and _is_looked_up(b, dtype):
-        return lookup(b, dtype.decode(range(dtype.num_codes)), x)
+        return _signed(b, dtype, x) if _has_sign(b, dtype) else lookup(b, dtype.decode(range(dtype.num_codes)), x)
     match dtype:
         case Integer():
             return _decode_integer(b, dtype, x, target)
@@ -50,6 +50,18 @@ def _is_looked_up(b: Builder, dtype: DataType) -> bool:
     """Whether the f32 that a code stands for is best taken from a table."""
     dearest = 1.0 if dtype.is_integer else DEAREST_LOOKUP
     return is_packed(dtype) and lookup_cost(b, dtype.nbits) <= dearest
+
+
+def _has_sign(b: Builder, dtype: DataType) -> bool:
+    """Whether magnitudes are looked up alone: all codes would take several permutations, which have few ports."""
+    return isinstance(dtype, Float) and lookup_cost(b, dtype.nbits) > 1.0
+
+
+def _signed(b: Builder, dtype: DataType, code: Value) -> Value:
+    """Look up a float's magnitude, and put its sign before it."""
+    size = lookup(b, dtype.decode(range(dtype.num_codes // 2)), code)
+    sign = b.op("and", b.op("shl", code, 32 - dtype.nbits), 1 << 31)
+    return b.convert("bitcast", b.op("or", b.convert("bitcast", size, sign.type), sign), size.type)
 
 
 def _code(b: Builder, dtype: DataType, x: Value) -> Value:
