@@ -7,9 +7,10 @@ import tilus
 from tests.kernels.cases import ACTIVATIONS, SIGNED, UNSIGNED, activations, bias_of, weight
 from tests.kernels.pairwise import pairwise
 from tests.tolerance import check, exact
+from tilus.dtypes import codebook
 from tilus.kernels.configure_cpu import fixed_rows, takes_fixed
 
-TYPES = [*UNSIGNED, *SIGNED]
+TYPES = [*UNSIGNED, *SIGNED, "t2"]
 # Every type of weights occurs; all pairs of the rest do.
 CASES = [
     {"name": TYPES[i % len(TYPES)], **case}
@@ -54,7 +55,10 @@ def test_runs_on_the_reference_machine():
             check(tilus.matmul(x[:m], w), x[:m], w, fixed=True)
 
 
-@pytest.mark.parametrize(("name", "zero_point"), [("u8", True), ("i8", True), ("u8", False)])
+FAR = codebook("far", range(64, 320))  # neighbouring integers, as far from 0 as fixed point takes them
+
+
+@pytest.mark.parametrize(("name", "zero_point"), [("u8", True), ("i8", True), ("u8", False), (FAR, None)])
 def test_the_largest_sums_do_not_overflow(name, zero_point):
     values = np.where(np.arange(256) < 128, 1.0, -1e-3)[None] * np.ones((64, 1))
     w = tilus.quantize(values.astype(np.float32), name, 128, zero_point=zero_point)
@@ -64,11 +68,11 @@ def test_the_largest_sums_do_not_overflow(name, zero_point):
 
 
 def test_what_is_asked_for_is_done():
-    w, codebook, narrow = (weight(*args, 40, 256) for args in (("u4", True, 64), ("nf4", False, 64), ("u4", True, 16)))
-    assert [takes_fixed(v.format) for v in (w, codebook, narrow)] == [True, False, False]
+    w, table, narrow = (weight(*args, 40, 256) for args in (("u4", True, 64), ("nf4", False, 64), ("u4", True, 16)))
+    assert [takes_fixed(v.format) for v in (w, table, narrow)] == [True, False, False]
     x = activations("f32", 6, 256)
     assert 1e-6 < error(x, w) < 4e-5
-    assert max(error(x, codebook), error(x, narrow)) < 1e-6
+    assert max(error(x, table), error(x, narrow)) < 1e-6
     for chosen in ("auto", "exact"):
         with tilus.knobs.scope(cpu_activations=chosen):
             assert error(x, w) < 1e-6

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from math import gcd
 from typing import Any
 
-from tilus.dtypes import DataType
+from tilus.casts import linear
+from tilus.dtypes import DataType, dtype
 from tilus.kernels.configure_operands import operand_constants
 from tilus.layouts import RegisterLayout, local, spatial
 from tilus.runtime.weights.packing import PackLayout
+from tilus.runtime.weights.trits import TritPack
 from tilus.runtime.weights.weight import WeightFormat
 
 # Up to the first bound weights are unpacked in registers, beyond it into a panel (see `panel_matmul`). Multiples of 6
@@ -48,7 +51,8 @@ def panel_constants(form: WeightFormat, activation: DataType, scale: DataType, b
 
 def takes_fixed(form: WeightFormat) -> bool:
     """Whether activations can be rounded to 16-bit integers: weights must be integers, groups whole tiles."""
-    return form.dtype.is_integer and max(form.group_size, 0) % form.pack.tile[1] == 0
+    whole = max(form.group_size, 0) % form.pack.tile[1] == 0
+    return whole and linear(form.dtype) is not None and not isinstance(form.pack, TritPack)
 
 
 def fixed_rows(m: int) -> int:
@@ -61,8 +65,12 @@ def fixed_rows(m: int) -> int:
 @cache
 def fixed_constants(form: WeightFormat, activation: DataType, scale: DataType, bm: int, bias: bool) -> dict[str, Any]:
     """Return the compile-time constants of `fixed_matmul`, or of `fixed_panel_matmul` for larger tiles."""
-    chunk = gcd(max(form.group_size, 0), MOST_SUMMED)
-    shared = operand_constants(form, activation, scale, bm, bias) | {"CHUNK": chunk}
+    chunk, kind = gcd(max(form.group_size, 0), MOST_SUMMED), linear(form.dtype)
+    assert kind is not None, "takes_fixed"
+    # A codebook of neighbouring integers is its codes, and a constant.
+    pack = form.pack if form.dtype.is_integer else replace(form.pack, dtype=dtype(f"u{kind.nbits}"))
+    less = 2 ** (kind.nbits - 1) if form.zero_point == "half" else 0 if form.dtype.is_integer else -kind.offset
+    shared = operand_constants(form, activation, scale, bm, bias) | {"CHUNK": chunk, "PACK": pack, "LESS": less}
     if bm <= FIXED_IN_REGISTERS:
         return shared
     (rows, columns), lanes = form.pack.tile, form.pack.fragment.num_threads

@@ -1,10 +1,10 @@
 """y = x · dequant(w)ᵀ + bias on a CPU in fixed point: products of 16-bit integers, two by one instruction.
 
 A row of activations is rounded, CHUNK columns at a time, to integers of which the largest is ±32767; what one of them
-is worth, its *unit*, is that largest activation / 32767. Weights are integers too: codes less their zero points, of no
-more than 9 bits. So sums of their products over 128 columns are exact in 32 bits; they are scaled by the group's scale
-and the unit. A result is off by no more than its activations are, half a unit each. An activation that is no finite
-number makes NaN of its row.
+is worth, its *unit*, is that largest activation / 32767. Weights are integers too: codes less a constant or their zero
+points, less than 512. So sums of their products over 128 columns are exact in 32 bits; they are scaled by the group's
+scale and the unit. A result is off by no more than its activations are, half a unit each. An activation that is no
+finite number makes NaN of its row.
 
 `fixed_matmul` takes few rows and does all in registers. For more, `fix_activations` rounds them once for all blocks;
 `fixed_panel_matmul` unpacks a *panel* of weights into memory that stays in the cache next to the core.
@@ -54,12 +54,12 @@ def fix(tile):
 
 
 @inline
-def begin(numbers, gz, row, group, PACK, ZERO):
+def begin(numbers, gz, row, group, PACK, ZERO, LESS):
     """Return what the zero points take off products with integers [BM, CHUNK], as sums [BN, BM] begin."""
     start = zeros((PACK.tile[0], numbers.shape[0]), i32)
     sums = sum(numbers.to(i32), dim=1, keepdims=True).T
-    if ZERO == "half":
-        start = start - sums * 2 ** (PACK.dtype.nbits - 1)
+    if LESS:
+        start = start - sums * LESS
     if ZERO == "tensor":
         start = start - load_global(gz, offset=(row, group), shape=(PACK.tile[0], 1)).to(i32) * sums
     return start
@@ -75,11 +75,11 @@ def scaled(part, gs, unit, row, group, GROUP):
 
 
 @inline
-def unpack(panel, codes, gz, row, group, column, ZERO, LAYOUT, WORDS):
+def unpack(panel, codes, gz, row, group, column, ZERO, LESS, LAYOUT, WORDS):
     """Write codes [BN, BK] less their zero points to the panel, in pairs, from pair `column` on."""
     weight = codes.to(i16)
-    if ZERO == "half":
-        weight = weight - 2 ** (codes.dtype.nbits - 1)
+    if LESS:
+        weight = weight - LESS
     if ZERO == "tensor":
         weight = weight - load_global(gz, offset=(row, group), shape=(codes.shape[0], 1)).to(i16)
     weight = annotate(weight, LAYOUT)
@@ -118,7 +118,8 @@ def fixed_matmul(
     BM: int,
     CHUNK: int,  # columns of activations that share a unit: whole tiles, at most 128, that divide GROUP
     GROUP: int,  # weights along K that share a scale; 0: all do
-    ZERO: str,  # "none", "half" (2^(bits-1)) or "tensor"
+    ZERO: str,  # "tensor": each group has a zero point
+    LESS: int,  # what is taken off every code
     SCALED: bool,  # whether there is a tensor scale
     BIAS: bool,
     ACTIVATION: str = "none",
@@ -136,7 +137,7 @@ def fixed_matmul(
         store_shared(fixed, numbers)
         sync()
         group = p * CHUNK // GROUP if GROUP else 0
-        total = begin(numbers, gz, row, group, PACK, ZERO)
+        total = begin(numbers, gz, row, group, PACK, ZERO, LESS)
         for t in range(tiles):
             packed = load_global(gw, offset=(tile_n, p * tiles + t, 0, 0, 0), shape=words.shape, layout=words)
             codes = view(packed, PACK.dtype, PACK.fragment, PACK.bits)
@@ -201,6 +202,7 @@ def fixed_panel_matmul(
     CHUNK: int,
     GROUP: int,
     ZERO: str,
+    LESS: int,
     SCALED: bool,
     BIAS: bool,
     ACTIVATION: str = "none",
@@ -221,7 +223,7 @@ def fixed_panel_matmul(
         for t in range(tiles):
             packed = load_global(gw, offset=(tile_n, p * tiles + t, 0, 0, 0), shape=words.shape, layout=words)
             codes = view(packed, PACK.dtype, PACK.fragment, PACK.bits)
-            unpack(panel, codes, gz, row, group, t * (BK // 2), ZERO, PACK.fragment, WORDS)
+            unpack(panel, codes, gz, row, group, t * (BK // 2), ZERO, LESS, PACK.fragment, WORDS)
         sync()
         for c in range(BM // BC):
             tile = load_global(gi, offset=(p, i, c * BC, 0), shape=(BC, CHUNK), dims=(2, 3))
