@@ -211,8 +211,7 @@ def fixed_panel_matmul(
     (BN, BK), words, tiles, LANES = PACK.tile, PACK.words, CHUNK // PACK.tile[1], PACK.fragment.num_threads
     launch(blocks=(cdiv(m, BM), cdiv(n, BN)), warps=1)
     i, tile_n, chunks = block_id(0), block_id(1), cdiv(k, CHUNK)
-    row, col = tile_n * BN, i * BM
-    gi = global_view(numbers, shape=(chunks, cdiv(m, BM), BM, CHUNK))
+    row, gi = tile_n * BN, global_view(numbers, shape=(chunks, cdiv(m, BM), BM, CHUNK))
     gu = global_view(units, shape=(chunks, cdiv(m, BM), BM, 1))
     gw, gs, gz = weight_views(w, scales, zero_points, n, k, groups, PACK)
     panel, sums = alloc_shared(u32, PANEL.shape), alloc_shared(f32, (BM, BN))
@@ -235,4 +234,4 @@ def fixed_panel_matmul(
     for c in range(BM // BC):
         acc = load_shared(sums, offset=(c * BC, 0), shape=(BC, BN)).T
         acc = finish(acc, gs, tensor_scale, bias, row, n, GROUP, SCALED, BIAS, ACTIVATION)
-        store_global(global_view(y, shape=(n, m), strides=(1, n)), acc.to(YT), offset=(row, col + c * BC))
+        store_global(global_view(y, shape=(n, m), strides=(1, n)), acc.to(YT), offset=(row, i * BM + c * BC))
