@@ -12,6 +12,7 @@ from tests.kernels.test_matmul import torch_weight
 from tests.tolerance import ACTIVATED, TENSOR_CORE, UNIT, activated, check
 from tilus.dtypes import f32
 from tilus.ir.target import target
+from tilus.kernels import configure_cpu
 from tilus.kernels.calls import Operands
 from tilus.kernels.dispatch import prepare
 from tilus.kernels.epilogues import EPILOGUES, result_columns
@@ -48,7 +49,8 @@ def test_every_function_has_a_meaning():
 
 
 @pytest.mark.parametrize(("kind", "x_kind", "m", "program", "name"), ON_CPU)
-def test_products_on_the_cpu(kind, x_kind, m, program, name):
+def test_products_on_the_cpu(kind, x_kind, m, program, name, monkeypatch):
+    monkeypatch.setattr(configure_cpu, "FEW_PRODUCTS", 0)
     x, w, bias = operands(kind, x_kind, m)
     y = tilus.matmul(x, w, bias, activation=name)
     check(y, x, w, bias, name, fixed=program.startswith("fixed"))

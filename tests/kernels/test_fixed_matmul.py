@@ -8,6 +8,7 @@ from tests.kernels.cases import ACTIVATIONS, SIGNED, UNSIGNED, activations, bias
 from tests.kernels.pairwise import pairwise
 from tests.tolerance import check, exact
 from tilus.dtypes import codebook
+from tilus.kernels import configure_cpu
 from tilus.kernels.configure_cpu import fixed_rows, takes_fixed
 
 TYPES = [*UNSIGNED, *SIGNED, "t2"]
@@ -34,7 +35,9 @@ def test_every_type_occurs():
 
 
 @pytest.fixture(autouse=True)
-def fixed():
+def fixed(monkeypatch):
+    """Fixed point whatever the activations, and panels from 5 rows on, although the products are small."""
+    monkeypatch.setattr(configure_cpu, "FEW_PRODUCTS", 0)
     with tilus.knobs.scope(cpu_activations="fixed16"):
         yield
 
@@ -109,6 +112,16 @@ def test_activations_of_any_size(size):
 
 
 def test_batch_tiles_waste_little():
-    assert [fixed_rows(m) for m in (1, 2, 3, 4)] == [1, 2, 4, 4]
+    assert [fixed_rows(m, 64, 64) for m in (1, 2, 3, 4)] == [1, 2, 4, 4]
     for m in range(5, 2000):
-        assert m <= -(-m // fixed_rows(m)) * fixed_rows(m) < max(1.5 * m, m + 4)
+        rows = fixed_rows(m, 64, 64)
+        assert m <= -(-m // rows) * rows < max(1.5 * m, m + 4)
+
+
+@pytest.mark.parametrize(("name", "zero_point", "group"), [("u4", True, 64), ("i3", False, 96), ("t2", False, -1)])
+def test_small_products_are_one_kernel_with_the_same_results(name, zero_point, group, monkeypatch):
+    w, x = weight(name, zero_point, group, 37, 300), activations("f16", 9, 300)
+    panels = tilus.matmul(x, w)
+    monkeypatch.setattr(configure_cpu, "FEW_PRODUCTS", 9 * 37 * 300)
+    assert (fixed_rows(9, 37, 300), fixed_rows(10, 37, 300)) == (4, 12)
+    np.testing.assert_array_equal(tilus.matmul(x, w), panels)

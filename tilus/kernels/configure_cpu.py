@@ -24,6 +24,7 @@ PANEL_COLUMNS = 128
 # registers. Unpacking a panel costs what so many rows of activations do.
 FIXED_IN_REGISTERS = 4
 FIXED_PANEL_TILES = (8, 12, 16, 24, 48, 96)
+FEW_PRODUCTS = 3 << 20  # so many take less time than the second kernel's call, which rounds activations for all blocks
 UNPACKING_ROWS = 6
 MOST_SUMMED = 128  # products of 9-bit weights and 16-bit activations that 32 bits hold
 
@@ -55,9 +56,9 @@ def takes_fixed(form: WeightFormat) -> bool:
     return whole and linear(form.dtype) is not None and not isinstance(form.pack, TritPack)
 
 
-def fixed_rows(m: int) -> int:
-    """Return the batch tile for a batch of `m` in fixed point."""
-    if m <= FIXED_IN_REGISTERS:
+def fixed_rows(m: int, n: int, k: int) -> int:
+    """Return the batch tile for a product [m, n] over k in fixed point; its results are the same for all tiles."""
+    if m <= FIXED_IN_REGISTERS or m * n * k <= FEW_PRODUCTS:
         return m if m < 3 else FIXED_IN_REGISTERS
     return min(FIXED_PANEL_TILES, key=lambda bm: (-(-m // bm) * (bm + UNPACKING_ROWS), bm))
 

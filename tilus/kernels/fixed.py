@@ -27,7 +27,8 @@ def fixed_calls(
     operands: Operands, form: WeightFormat, activation: DataType, scale: DataType, epilogue: str
 ) -> list[Call]:
     """Return what to launch, one after the other; `form` is the operands' with a tensor scale that stands for all."""
-    (m, k), bm = operands.x.shape, fixed_rows(operands.x.shape[0])
+    m, k = operands.x.shape
+    bm = fixed_rows(m, operands.rows, k)
     product, rounding, adder, chunk = _kernels(form, activation, scale, bm, operands.bias is not None, epilogue)
     result = operands.y if adder is None else operands.sums()
     x, *rest = operands.arguments(result)
