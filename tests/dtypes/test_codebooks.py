@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,16 +15,20 @@ from hypothesis import strategies as st
 import tilus
 from tilus.errors import DTypeError
 
-# A grid on which every midpoint is a float64 too: there nearness is compared exactly.
-on_grid = st.integers(-(2**20), 2**20).map(lambda k: k / 1024)
+# A grid on which every midpoint is a float64 too, and a whole number of halves: there nearness is compared exactly.
+GRID = 1 / 1024
+on_grid = st.integers(-(2**20), 2**20).map(lambda k: k * GRID)
 tables = st.integers(1, 5).flatmap(lambda n: st.lists(on_grid, min_size=2**n, max_size=2**n))
 
 
-def nearest(table: list[float], value: float) -> int:
-    """Return the code of the nearest entry; of two as near the smaller value, of equal values the first code."""
-    if math.isinf(value):
-        value = math.copysign(1e6, value)
-    return min(range(len(table)), key=lambda c: (abs(Fraction(table[c]) - Fraction(value)), table[c], c))
+def nearest(table: list[Any], value: Any) -> int:
+    """Return the code of the nearest of exact numbers; of two as near the smaller one, of equal ones the first code."""
+    return min((abs(entry - value), entry, code) for code, entry in enumerate(table))[2]
+
+
+def halves(value: float) -> int:
+    """Return a value in halves of the grid's step; infinities as far beyond every table."""
+    return int(value * 2 / GRID) if math.isfinite(value) else int(math.copysign(2**40, value))
 
 
 @given(tables, st.lists(on_grid, max_size=20))
@@ -35,7 +40,8 @@ def test_any_table(table: list[float], values: list[float]) -> None:
     assert (dtype.min_value, dtype.max_value) == (min(table), max(table))
     middle = [(a + b) / 2 for a in table for b in table]
     points = [*values, *table, *middle, math.inf, -math.inf]
-    assert dtype.encode(np.asarray(points)).tolist() == [nearest(table, point) for point in points]
+    entries = list(map(halves, table))
+    assert dtype.encode(np.asarray(points)).tolist() == [nearest(entries, halves(point)) for point in points]
 
 
 def test_nf4_is_the_quantiles_of_the_normal_distribution() -> None:
@@ -61,7 +67,8 @@ def test_nf4_encodes_every_border() -> None:
     table = tilus.nf4.decode(np.arange(16)).tolist()
     middle = [(a + b) / 2 for a, b in pairwise(table)]
     points = [math.nextafter(m, away) for m in middle for away in (-9, m, 9)] + table + [-5.0, 5.0]
-    assert tilus.nf4.encode(points).tolist() == [nearest(table, point) for point in points]
+    entries = list(map(Fraction, table))
+    assert tilus.nf4.encode(points).tolist() == [nearest(entries, Fraction(point)) for point in points]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from tilus.errors import Loc
 
@@ -63,29 +63,30 @@ def map_children(node: N, f: Callable[[Node], Any]) -> N:
         Gets a child, returns its replacement. In a tuple of statements it may also return a tuple, which is
         spliced in (so a statement can become none or several).
     """
-    changes = {}
+    changes: dict[str, Any] = {}
     for name in child_names(node.__class__):
         old = getattr(node, name)
-        new = _map_value(old, f)
+        new = f(old) if isinstance(old, Node) else _map_tuple(old, f) if old.__class__ is tuple else old
         if new is not old:
             changes[name] = new
     return replace(node, **changes) if changes else node
 
 
-def _map_value(value: Any, f: Callable[[Node], Any]) -> Any:
-    if isinstance(value, Node):
-        return f(value)
-    if not isinstance(value, tuple) or not value:
-        return value
+def _map_tuple(items: tuple[Any, ...], f: Callable[[Node], Any]) -> tuple[Any, ...]:
     out: list[Any] = []
-    for item in value:
-        new = _map_value(item, f)
-        if isinstance(item, Node) and isinstance(new, tuple):
-            out.extend(new)
+    same = True
+    for item in items:
+        if isinstance(item, Node):
+            new = f(item)
+            if new.__class__ is tuple:
+                out += new
+                same = same and len(new) == 1 and new[0] is item
+                continue
         else:
-            out.append(new)
-    same = len(out) == len(value) and all(a is b for a, b in zip(out, value, strict=True))
-    return value if same else tuple(out)
+            new = _map_tuple(item, f) if item.__class__ is tuple else item
+        same = same and new is item
+        out.append(new)
+    return items if same else tuple(out)
 
 
 def children(node: Node) -> Iterator[Node]:
@@ -107,29 +108,39 @@ def walk(node: Node) -> Iterator[Node]:
     left: list[Any] = [node]
     while left:
         item = left.pop()
-        if isinstance(item, Node):
-            yield item
-            left += _fields_backwards(item.__class__)(item)
-        elif item.__class__ is tuple:
+        cls = item.__class__
+        if cls is tuple:
             left += item[::-1]
+            continue
+        if cls not in _READERS:
+            _READERS[cls] = _fields_backwards(cls) if issubclass(cls, Node) else None
+        read = _READERS[cls]
+        if read is not None:
+            yield item
+            left += read(item)
 
 
-_READERS: dict[type[Node], Callable[[Node], tuple[Any, ...]]] = {}
+_Reader: TypeAlias = Callable[[Node], tuple[Any, ...]]
+_READERS: dict[type, _Reader | None] = {}  # None for what is no node
 
 
-def _fields_backwards(cls: type[Node]) -> Callable[[Node], tuple[Any, ...]]:
+def _fields_backwards(cls: type[Node]) -> _Reader:
     """Return what reads the fields of a node class at once, the last one first: programs are walked many times."""
-    if cls not in _READERS:
-        # With two names at least the getter returns a tuple; a `loc` holds no nodes.
-        _READERS[cls] = attrgetter("loc", "loc", *child_names(cls)[::-1])
-    return _READERS[cls]
+    names = child_names(cls)[::-1]
+    if len(names) > 1:
+        return attrgetter(*names)
+    return (lambda node: (getattr(node, names[0]),)) if names else (lambda node: ())
 
 
 def rewrite(node: Any, rule: Callable[[Node], Any]) -> Any:
     """Rewrite bottom-up: children first, then `rule(node)`, where None keeps the node."""
-    node = map_children(node, lambda child: rewrite(child, rule))
-    new = rule(node)
-    return node if new is None else new
+
+    def visit(node: Node) -> Any:
+        node = map_children(node, visit)
+        new = rule(node)
+        return node if new is None else new
+
+    return visit(node)
 
 
 def substitute(node: N, table: Mapping[Any, Any]) -> N:

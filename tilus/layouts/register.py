@@ -98,6 +98,9 @@ class RegisterLayout:
 
     # --- what it is -------------------------------------------------------------------------------------------------
 
+    def __hash__(self) -> int:
+        return hash((self.shape, self.spatial_digits, self.local_digits))  # named tuples hash faster than `Replicated`
+
     @property
     def rank(self) -> int:
         """Number of dimensions."""
@@ -170,12 +173,7 @@ class RegisterLayout:
         """Replace every element of this layout by a copy of `other`; ranks are equalised by leading extents 1."""
         if not isinstance(other, RegisterLayout):
             return NotImplemented
-        outer, inner = _same_rank(self, other)
-        return _assembled(
-            tuple(m * n for m, n in zip(outer.shape, inner.shape, strict=True)),
-            dg.scale(outer.spatial_digits, inner.shape) + inner.spatial_digits,
-            dg.scale(outer.local_digits, inner.shape) + inner.local_digits,
-        )
+        return _product(*_same_rank(self, other))
 
     def __truediv__(self, other: RegisterLayout) -> RegisterLayout:
         """Return the one x with `self == x * other`; LayoutError if there is none."""
@@ -231,13 +229,8 @@ class RegisterLayout:
 
     def reduce(self, dims: Ints, keepdims: bool = False) -> RegisterLayout:
         """Return the layout of a reduction's result: thread digits of `dims` replicate, local ones vanish."""
-        gone = {_axis(dim, self.rank) for dim in _unpack((dims,))}
-        shape = tuple(1 if d in gone else n for d, n in enumerate(self.shape))
-        reduced = _assembled(
-            shape,
-            tuple(dg.replicated_digit(digit.size) if digit.dim in gone else digit for digit in self.spatial_digits),
-            tuple(digit for digit in self.local_digits if digit.dim not in gone),
-        )
+        gone = frozenset(_axis(dim, self.rank) for dim in _unpack((dims,)))
+        reduced = _reduced(self, gone)
         return reduced if keepdims else reduced.squeeze(tuple(gone))
 
     def reduce_to(self, shape: Sequence[int]) -> RegisterLayout:
@@ -274,16 +267,7 @@ class RegisterLayout:
         LayoutError
             If the sizes differ, or no register layout has that map (a mode would have to be split unevenly).
         """
-        new = _extents(_unpack(shape))
-        if prod(new) != prod(self.shape):
-            raise LayoutError(f"cannot reshape {self.shape} to {new}: {prod(self.shape)} and {prod(new)} elements")
-        spatial_digits = dg.reshape(self.spatial_digits, self.shape, new)
-        local_digits = dg.reshape(self.local_digits, self.shape, new)
-        if spatial_digits is None or local_digits is None:
-            raise LayoutError(
-                f"cannot reshape {self} to {new}: the modes {self.mode_shape} do not split at its borders"
-            )
-        return _assembled(new, spatial_digits, local_digits)
+        return _reshaped(self, _unpack(shape))
 
     def squeeze(self, dims: Ints | None = None) -> RegisterLayout:
         """Remove dimensions of extent 1: those of `dims`, or all."""
@@ -316,26 +300,36 @@ def register_layout(
     return RegisterLayout(tuple(shape), tuple(mode_shape), tuple(spatial_modes), tuple(local_modes))
 
 
+# Layouts are values: what is asked for again is the same object. Compiling one program asks for the same few hundred
+# thousands of times.
+_kept = lru_cache(maxsize=1 << 14, typed=True)
+
+
+@_kept
 def spatial(*shape: int) -> RegisterLayout:
     """One element per thread, threads in row-major order."""
     return RegisterLayout(shape, shape, tuple(range(len(shape))), ())
 
 
+@_kept
 def local(*shape: int) -> RegisterLayout:
     """All elements in one thread, in row-major order."""
     return RegisterLayout(shape, shape, (), tuple(range(len(shape))))
 
 
+@_kept
 def column_spatial(*shape: int) -> RegisterLayout:
     """One element per thread, threads in column-major order: dimension 0 varies fastest."""
     return RegisterLayout(shape, shape, tuple(reversed(range(len(shape)))), ())
 
 
+@_kept
 def column_local(*shape: int) -> RegisterLayout:
     """All elements in one thread, in column-major order: dimension 0 varies fastest."""
     return RegisterLayout(shape, shape, (), tuple(reversed(range(len(shape)))))
 
 
+@_kept
 def replicated(size: int, rank: int = 1) -> RegisterLayout:
     """One element, shape (1, ..., 1), that `size` threads hold."""
     return RegisterLayout((1,) * rank, (), (Replicated(size),), ())
@@ -424,12 +418,41 @@ def _mode_numbers(shape: Sequence[int], *digit_lists: Digits) -> dict[Digit, int
     return {digit: number for number, digit in enumerate(modes)}
 
 
-@lru_cache(maxsize=1 << 14)
-def _assemble(shape: tuple[int, ...], spatial_digits: Digits, local_digits: Digits) -> RegisterLayout | None:
-    """Return the layout with these digits; None if they do not reach every index exactly once per replica.
+@_kept
+def _product(outer: RegisterLayout, inner: RegisterLayout) -> RegisterLayout:
+    return _assembled(
+        tuple(m * n for m, n in zip(outer.shape, inner.shape, strict=True)),
+        dg.scale(outer.spatial_digits, inner.shape) + inner.spatial_digits,
+        dg.scale(outer.local_digits, inner.shape) + inner.local_digits,
+    )
 
-    Kept, because compiling one program asks for the same few hundred layouts thousands of times.
-    """
+
+@_kept
+def _reduced(layout: RegisterLayout, gone: frozenset[int]) -> RegisterLayout:
+    return _assembled(
+        tuple(1 if d in gone else n for d, n in enumerate(layout.shape)),
+        tuple(dg.replicated_digit(digit.size) if digit.dim in gone else digit for digit in layout.spatial_digits),
+        tuple(digit for digit in layout.local_digits if digit.dim not in gone),
+    )
+
+
+@_kept
+def _reshaped(layout: RegisterLayout, shape: tuple[int, ...]) -> RegisterLayout:
+    new = _extents(shape)
+    if prod(new) != prod(layout.shape):
+        raise LayoutError(f"cannot reshape {layout.shape} to {new}: {prod(layout.shape)} and {prod(new)} elements")
+    spatial_digits = dg.reshape(layout.spatial_digits, layout.shape, new)
+    local_digits = dg.reshape(layout.local_digits, layout.shape, new)
+    if spatial_digits is None or local_digits is None:
+        raise LayoutError(
+            f"cannot reshape {layout} to {new}: the modes {layout.mode_shape} do not split at its borders"
+        )
+    return _assembled(new, spatial_digits, local_digits)
+
+
+@_kept
+def _assemble(shape: tuple[int, ...], spatial_digits: Digits, local_digits: Digits) -> RegisterLayout | None:
+    """Return the layout with these digits; None if they do not reach every index exactly once per replica."""
     spatial_digits, local_digits = dg.coalesce(spatial_digits), dg.coalesce(local_digits)
     numbers = _mode_numbers(shape, spatial_digits, local_digits)
     if numbers is None:

@@ -75,6 +75,7 @@ class Analysis:
     loops: dict[Var, list[For]] = field(default_factory=dict)
     alignment: dict[Var, int] = field(default_factory=dict)
     changing: frozenset[Node] = frozenset()
+    _proofs: dict[tuple[Expr, int, Expr], bool] = field(default_factory=dict, repr=False)
 
     def of(self, expr: Expr) -> Range:
         """Return what is known of an integer or boolean expression; `ANY` of others."""
@@ -111,12 +112,18 @@ class Analysis:
 
     def is_steady(self, expr: Expr) -> bool:
         """Whether an expression reads no variable that is given new values."""
-        return not any(node in self.changing for node in walk(expr))
+        return not self.changing or not any(node in self.changing for node in walk(expr))
 
     # --- inequalities -----------------------------------------------------------------------------------------------
 
     def lies_inside(self, offset: Expr, size: int, extent: Expr) -> bool:
         """Whether 0 <= offset and offset + size <= extent is proved."""
+        asked = (offset, size, extent)
+        if asked not in self._proofs:  # accesses of one program ask the same again and again
+            self._proofs[asked] = self._lies_inside(*asked)
+        return self._proofs[asked]
+
+    def _lies_inside(self, offset: Expr, size: int, extent: Expr) -> bool:
         start = self.sum_of(offset)
         if self.of(offset).lo < 0 and not self.at_least_zero(start):
             return False
@@ -276,7 +283,7 @@ def _defined_range(analysis: Analysis, var: Var, definitions: list[Expr] | None,
     """Return the range of all that a variable is given so far, None if nothing yet."""
 
     def waits(*exprs: Expr) -> bool:
-        return any(node in waiting for expr in exprs for node in walk(expr))
+        return bool(waiting) and any(node in waiting for expr in exprs for node in walk(expr))
 
     if definitions is None:
         found = [_loop_range(analysis, loop) for loop in analysis.loops[var] if not waits(loop.start, loop.stop)]

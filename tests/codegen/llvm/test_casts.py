@@ -9,7 +9,7 @@ from tilus.runtime.cpu_features import host_cpu
 
 FLOATS = [f"f{1 + x + y}e{x}m{y}" for x in range(1, 8) for y in range(7) if 2 <= 1 + x + y <= 8]
 INTEGERS = [f"{s}{n}" for s in "ui" for n in range(1, 9)]
-LOCALS = 64
+LOCALS = 32  # of codes of n bits: n words, so every position that a code may have in a word
 
 
 def packed_program(source, target):
@@ -64,10 +64,9 @@ def check_from_narrow(source, target, features=()):
     s, t = dtype(source), dtype(target)
     codes = np.arange(256, dtype=np.uint8)
     if s.nbits < 8:
-        # Every lane's stream is the codes in order, rotated by the lane's number.
-        stream = np.arange(LOCALS) % 2**s.nbits
-        high = 0 if s.nbits < 7 else LOCALS
-        codes = np.stack([np.roll(stream + high * (lane % 2), lane) for lane in range(8)]).astype(np.uint8)
+        # Every lane goes on with the codes where the one before it ends, rotated by its number.
+        streams = np.arange(8 * LOCALS).reshape(8, LOCALS) % s.num_codes
+        codes = np.stack([np.roll(stream, lane) for lane, stream in enumerate(streams)]).astype(np.uint8)
         words = s.pack(codes.ravel()).view(np.uint32).reshape(8, -1)
         got = np.zeros((LOCALS, 8), t.numpy_dtype)
         run(packed_program(source, target), [np.ascontiguousarray(words.T), got], features=features)
