@@ -18,7 +18,7 @@ from functools import cached_property
 from math import gcd, prod
 
 from tilus.casts import unpack_values
-from tilus.dtypes import DataType, bf16, f16, f32
+from tilus.dtypes import DataType, Float, bf16, f16, f32
 from tilus.ir.expr import Const, Tensor, Var
 from tilus.ir.instructions import (
     Cast,
@@ -39,10 +39,12 @@ from tilus.ir.stmt import InstStmt, Stmt
 from tilus.ir.target import Target
 from tilus.ir.types import RegisterType
 from tilus.passes.dead_code import remove_dead
+from tilus.passes.loop_factors import take_factors_out
 from tilus.passes.tensors import inst_stmts, register_operands, register_type
 from tilus.passes.weight_numbers import FRAGMENT_ROWS, Numbers, Range, Term, find_numbers, pays
-from tilus.passes.weights import Weights, find_weights, single_definitions
+from tilus.passes.weights import BYTE, Weights, counts_to, find_weights, single_definitions
 
+LEAST_F16 = 2.0**-24
 _OTHER_HALF = {f16: bf16, bf16: f16}
 
 
@@ -63,7 +65,9 @@ class _Absorber:
         self.made = single_definitions(program)
         self.unpacked: dict[tuple[int, DataType, str], Tensor] = {}
         self.after: dict[int, list[InstStmt]] = {}  # by the identity of a view: what is to stand behind it
-        self.scaled: dict[Tensor, float] = {}  # what is left to multiply where a product is scaled anyway
+        # What is left to multiply where a product is scaled anyway, and the type of what it is the product of.
+        self.scaled: dict[Tensor, tuple[float, DataType]] = {}
+        self.factors: dict[Tensor, tuple[Tensor, float]] = {}  # scales that have been multiplied, but need not be
 
     def run(self) -> Program:
         def replaced(node: Node) -> tuple[Stmt, ...] | None:
@@ -82,7 +86,7 @@ class _Absorber:
 
         # Statements are told apart by identity, which the first rewriting keeps for views.
         new: Program = rewrite(rewrite(self.program, replaced), placed)
-        return new
+        return take_factors_out(new, self.factors)
 
     def unpack(self, weights: Weights, form: str, positions: tuple[int, ...] = ()) -> Tensor:
         """Return the whole view as a form's numbers, made once, where the view is."""
@@ -133,7 +137,7 @@ class _Absorber:
                 total = lines.let(Elementwise("add", (total, lines.times(part, term.scale / scale))))
         alone = self.is_zero(inst.c)
         if alone and out in self.scalings:
-            self.scaled[out] = scale
+            self.scaled[out] = scale, weights.dtype
         else:
             total = lines.times(total, scale)
         lines.define(out, Copy(total) if alone else Elementwise("add", (total, inst.c)))
@@ -159,9 +163,21 @@ class _Absorber:
 
     def scaling(self, stmt: InstStmt, x: Tensor, scale: Tensor) -> tuple[Stmt, ...]:
         """Multiply the scales of a group by what is left of a product's own scale: they are fewer."""
-        lines = _Lines(stmt)
-        lines.define(stmt.out, Elementwise("mul", (x, lines.times(scale, self.scaled[x]))))
+        lines, (factor, dtype) = _Lines(stmt), self.scaled[x]
+        whole = lines.times(scale, factor)
+        if factor > 1 and dtype == f16 and self.is_from_f16(scale):
+            self.factors[whole] = scale, factor
+        lines.define(stmt.out, Elementwise("mul", (x, whole)))
         return tuple(lines.statements)
+
+    def is_from_f16(self, scale: Tensor) -> bool:
+        """Whether scales were f16's, or of less range: times sums of products of f16's they are normal in f32."""
+        match self.made.get(scale):
+            case InstStmt(inst=Cast(x=x)):
+                dtype = register_type(x).dtype
+                return isinstance(dtype, Float) and dtype.smallest_subnormal >= LEAST_F16
+            case _:
+                return False
 
 
 # --- lines ----------------------------------------------------------------------------------------------------------
@@ -187,6 +203,9 @@ class _Lines:
 
     def times(self, x: Tensor, factor: float) -> Tensor:
         return x if factor == 1.0 else self.let(Elementwise("mul", (x, Const(factor, f32))))
+
+    def cast(self, x: Tensor, dtype: DataType) -> Tensor:
+        return x if register_type(x).dtype == dtype else self.let(Cast(x, dtype))
 
     def dot(self, a: Tensor, inst: Dot, part: Range, c: Tensor) -> Tensor:
         """Multiply by a part of the rows of a product's right operand."""
@@ -224,12 +243,20 @@ def _sums(lines: _Lines, inst: Dot, numbers: Numbers, weights: Weights, warps: i
             sums = lines.dot(factors, inst, (start, stop), sums)
         sums = lines.let(Reshape(lines.times(sums, wanted / factor), (*batch, sharing, 1, height, n)))
         if weights.columns:
-            column = lines.let(Full(Const(constant, f32), (*batch, rows, 1)))
-            for zero in weights.columns:
-                column = lines.let(Elementwise("sub", (column, lines.let(Cast(zero, f32)))))
+            column = _less_columns(lines, constant, weights)
             sums = lines.let(Elementwise("mul", (sums, lines.let(Reshape(column, (*blocks, 1))))))
         total = lines.let(Elementwise("add", (total, sums)))
     return lines.let(Reshape(total, shape))
+
+
+def _less_columns(lines: _Lines, constant: float, weights: Weights) -> Tensor:
+    """Return a constant minus zero points, [*rows, 1] in f32; subtracted two at a time where no number is too long."""
+    farthest = abs(constant) + BYTE * len(weights.columns)
+    kind = weights.dtype if constant.is_integer() and counts_to(weights.dtype, farthest) else f32
+    column = lines.let(Full(Const(constant, kind), register_type(weights.columns[0]).shape))
+    for zero in weights.columns:
+        column = lines.let(Elementwise("sub", (column, lines.cast(zero, kind))))
+    return lines.cast(column, f32)
 
 
 def _holds(dtype: DataType, value: float) -> bool:

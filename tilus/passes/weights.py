@@ -22,6 +22,7 @@ from tilus.layouts import BitLayout
 from tilus.passes.tensors import inst_stmts, register_type
 
 _HALVES = ("f16", "bf16")
+BYTE = 255  # no zero point is farther from 0
 
 Definitions: TypeAlias = Mapping[Tensor, InstStmt]
 
@@ -106,7 +107,7 @@ def _moved(weights: Weights, op: str, other: Node, made: Definitions) -> Weights
     if linear(weights.view.dtype) is None:
         return None
     match other:
-        case Const(value=value) if float(value).is_integer() and _counts_to(weights.dtype, value):
+        case Const(value=value) if float(value).is_integer() and counts_to(weights.dtype, value):
             step = float(value) if op == "add" else -float(value)
             low, high = step, step
             moved = replace(weights, offset=weights.offset + step)
@@ -117,7 +118,7 @@ def _moved(weights: Weights, op: str, other: Node, made: Definitions) -> Weights
         case _:
             return None
     moved = replace(moved, least=weights.least + low, most=weights.most + high)
-    return moved if _counts_to(moved.dtype, moved.least) and _counts_to(moved.dtype, moved.most) else None
+    return moved if counts_to(moved.dtype, moved.least) and counts_to(moved.dtype, moved.most) else None
 
 
 def _bytes_of(column: Tensor, weights: Weights, made: Definitions) -> DataType | None:
@@ -135,7 +136,7 @@ def _bounds(dtype: DataType) -> tuple[float, float]:
     return float(dtype.min_value), float(dtype.max_value)
 
 
-def _counts_to(dtype: DataType, value: float) -> bool:
+def counts_to(dtype: DataType, value: float) -> bool:
     """Whether a type has every whole number up to a value."""
     assert isinstance(dtype, Float)
     return abs(value) <= float(2 << dtype.mantissa_bits)

@@ -9,6 +9,8 @@ and whose results it stores, as whole vectors.
 
 from __future__ import annotations
 
+from math import gcd
+
 from tilus.dtypes import DataType, f32, i32, u32
 from tilus.kernels.programs.pieces import finish, product, share_of
 from tilus.lang import (
@@ -96,19 +98,28 @@ def of_rows(table, place, start, PACK, SLICES, GROUP, EVEN):
 
 
 @inline
-def multiply(codes, sx, stage, gs, gz, place, acc, CT, PARTS, PACK, GROUP, STEP, ZERO, SLICES, EVEN):
+def tables_of(gs, gz, place, PACK, SLICES, GROUP, ZERO, EVEN):
+    """Return a trip's scales and zero points, as far as the loop needs them: a column for each group of a tile."""
+    starts = static_range(0, PACK.tile[1], gcd(GROUP, PACK.tile[1]))
+    scales = [of_rows(gs, place, start, PACK, SLICES, GROUP, EVEN) for start in starts] if GROUP else ()
+    zero_points = [of_rows(gz, place, start, PACK, SLICES, GROUP, EVEN) for start in starts] if ZERO == "tensor" else ()
+    return scales, zero_points
+
+
+@inline
+def multiply(codes, sx, stage, tables, acc, CT, PARTS, PACK, GROUP, STEP, ZERO):
     """Return acc with a trip's codes, times its activations, added."""
-    BM, BK = sx.shape[2:]
+    (SLICES, BM, BK), (scales, zero_points) = sx.shape[1:], tables
     for start in static_range(0, BK, STEP):
+        column = start // gcd(GROUP, BK)
         weight = codes[:, :, start : start + STEP].to(CT)
         if ZERO == "half":
             weight = weight - float(2 ** (PACK.dtype.nbits - 1))
         if ZERO == "tensor":
-            weight = weight - of_rows(gz, place, start, PACK, SLICES, GROUP, EVEN).to(CT)
+            weight = weight - zero_points[column].to(CT)
         tile = load_shared(sx, offset=(stage, 0, 0, start), shape=(SLICES, BM, STEP))
         if GROUP:
-            scale = of_rows(gs, place, start, PACK, SLICES, GROUP, EVEN).to(f32)
-            acc = acc + product(weight, tile, zeros(acc.shape, f32), CT, PARTS) * scale
+            acc = acc + product(weight, tile, zeros(acc.shape, f32), CT, PARTS) * scales[column].to(f32)
         else:
             acc = product(weight, tile, acc, CT, PARTS)
     return acc
@@ -151,6 +162,7 @@ def sliced_matmul(
     sw, sx = alloc_shared(u32, (STAGES, *words.shape)), alloc_shared(XT, (STAGES, SLICES, BM, BK))
     for s in static_range(STAGES - 1):
         fetch(sw, sx, gw, gx, tile_n, col, part, s, most, s, EVEN)
+    tables = tables_of(gs, gz, (part, 0, most, row), PACK, SLICES, GROUP, ZERO, EVEN)
     acc = zeros((SLICES, BN, BM), f32)
     stage, free = 0, STAGES - 1
     for t in range(count):
@@ -159,8 +171,9 @@ def sliced_matmul(
         fetch(sw, sx, gw, gx, tile_n, col, part, t + (STAGES - 1), most, free, EVEN)
         packed = load_shared(sw, offset=(stage, 0, 0, 0, 0), shape=words.shape, layout=words)
         codes = view(packed, PACK.dtype, fragment, bits)
-        place = part, t, most, row
-        acc = multiply(codes, sx, stage, gs, gz, place, acc, CT, PARTS, PACK, GROUP, STEP, ZERO, SLICES, EVEN)
+        acc = multiply(codes, sx, stage, tables, acc, CT, PARTS, PACK, GROUP, STEP, ZERO)
+        if GROUP:  # a trip ahead: nobody waits for them
+            tables = tables_of(gs, gz, (part, t + 1, most, row), PACK, SLICES, GROUP, ZERO, EVEN)
         free = stage
         stage += 1
         if stage == STAGES:
