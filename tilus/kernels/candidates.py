@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tilus.dtypes import DataType
+from tilus.dtypes import DataType, f32
 from tilus.ir.target import target as find_target
 from tilus.kernels.configure import adding_kernel, ending, matmul_program, rows_per_block
 from tilus.kernels.configure_gpu import divides, fair_split, gpu_batch_tiles, parts_of
@@ -22,10 +22,12 @@ from tilus.runtime.weights.weight import WeightFormat
 LARGEST_BUCKET = 4096  # what larger batches are configured as
 ANY_SCALE = 2.0  # stands for all tensor scales but 1: kernels take them as arguments
 DEEPEST = 8  # stages
-VARIED = ("BM", "SLICES", "STAGES", "SPLIT")
+VARIED = ("BM", "SLICES", "TILES", "STAGES", "SPLIT")
 SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 MOST_BLOCKS = 1024  # where blocks share K
 USUAL_MULTIPROCESSORS = 100  # about as many as data center GPUs have
+LARGE_BATCH = 32  # batch tile from which on blocks would read the activations too often
+TALL = ((2, 4), (4, 8))  # tiles along N and warps that share them: 32 rows for each, whose sums fill its registers
 BLOCK_MARGIN = 18 * 1024  # bytes of shared memory that sums may take besides the stages
 
 
@@ -124,7 +126,8 @@ def default_configuration(problem: Problem, bm: int | None = None) -> Configurat
 
 def blocks(problem: Problem, configuration: Configuration) -> int:
     """Return the blocks that a product takes, those that share K counted as one."""
-    count: int = -(-problem.m // configuration["BM"]) * -(-problem.n // problem.form.pack.tile[0])
+    rows = configuration.get("TILES", 1) * problem.form.pack.tile[0]
+    count: int = -(-problem.m // configuration["BM"]) * -(-problem.n // rows)
     return count
 
 
@@ -166,11 +169,22 @@ def _variants(problem: Problem, bm: int, target: str) -> Iterator[Configuration]
     most, pack = first.get("SLICES", 1), problem.form.pack
     tables = 4 * 32 << 2 * pack.dtype.nbits if pack.dtype.is_codebook else 0
     room = find_target(target).max_shared_bytes - BLOCK_MARGIN - tables
+    for shares in _shares(first, pack.tile[1], problem.k, most):
+        shared = first.replace(**shares)
+        for stages in range(2, min(room // stage_size(problem, shared), DEEPEST) + 1):
+            yield from splits(problem, shared.replace(STAGES=stages))
+
+
+def _shares(first: Configuration, width: int, k: int, most: int) -> Iterator[dict[str, Any]]:
+    """Yield what the warps of a block may share: tiles along K, or, of a large batch, tiles along N."""
+    if "SLICES" not in dict(first.constants):
+        yield {}
+        return
     for slices in (s for s in (1, 2, 4) if most % s == 0):  # more than the default would need whole groups
-        columns = slices * pack.tile[1]
-        even = {"SLICES": slices, "EVEN": divides(columns, problem.k)} if "SLICES" in dict(first.constants) else {}
-        for stages in range(2, min(room // stage_size(problem, first.replace(**even)), DEEPEST) + 1):
-            yield from splits(problem, first.replace(**even, STAGES=stages))
+        yield {"SLICES": slices, "EVEN": divides(slices * width, k)}
+    if first["BM"] >= LARGE_BATCH and first["CT"] != f32:
+        for tiles, warps in TALL:
+            yield {"SLICES": 1, "TILES": tiles, "WARPS": warps, "EVEN": divides(width, k)}
 
 
 def stage_size(problem: Problem, configuration: Configuration) -> int:

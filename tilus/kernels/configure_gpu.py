@@ -67,6 +67,8 @@ def sliced_constants(
         "PARTS": activation_parts(activation, compute),
         "STEP": gcd(group, _step(activation, width)),
         "SLICES": slices,
+        "TILES": 1,
+        "WARPS": form.pack.warps,
         "STAGES": stages(form.pack, activation, bm, slices),
         "EVEN": divides(slices * width, k),
         "SPLIT": split,

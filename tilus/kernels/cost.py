@@ -21,7 +21,7 @@ from tilus.kernels.configure import matmul_program
 from tilus.runtime.compiled import CompiledKernel
 from tilus.runtime.hot_loop import HotLoop, hot_loop, instructions_per_weight
 from tilus.runtime.warp_time import warp_cycles
-from tilus.runtime.weights.packing import native_pack
+from tilus.runtime.weights.packing import WARP, native_pack
 from tilus.runtime.weights.weight import WeightFormat
 
 LATENCIES = (500, 1500)  # cycles: an idle memory, a busy one
@@ -56,7 +56,7 @@ class MatmulCost:
     @property
     def threads(self) -> int:
         """Threads of a block."""
-        return self.form.pack.fragment.num_threads
+        return block_threads(self.form, self.constants)
 
     @property
     def blocks_per_sm(self) -> int:
@@ -81,9 +81,7 @@ class MatmulCost:
     @cached_property
     def weights_per_trip(self) -> int:
         """Weights that a thread consumes in one trip of the machine code's loop: ptxas may have unrolled it."""
-        pack = self.form.pack
-        slices: int = self.constants.get("SLICES", 1)
-        per_tile = prod(pack.tile) // pack.fragment.num_threads * slices
+        per_tile = weights_per_block(self.form, self.constants) // self.threads
         expected = tensor_instructions(self.compiled.ir)
         found = self.loop.mix["mma"]
         if not expected or not found:
@@ -139,10 +137,27 @@ def matmul_cost(form: WeightFormat, activation: DataType, scale: DataType, *, bm
     return MatmulCost(program.compile(target=target, multiples=PROMISES, **values), form, values)
 
 
+def block_threads(form: WeightFormat, constants: Mapping[str, Any]) -> int:
+    """Return the threads of a block."""
+    warps: int | None = constants.get("WARPS")
+    return form.pack.fragment.num_threads if warps is None else WARP * warps
+
+
+def tiles_per_trip(constants: Mapping[str, Any]) -> int:
+    """Return the packed tiles that a block takes in a trip of its loop."""
+    slices: int = constants.get("SLICES", 1)
+    tiles: int = constants.get("TILES", 1)
+    return slices * tiles
+
+
+def weights_per_block(form: WeightFormat, constants: Mapping[str, Any]) -> int:
+    """Return the weights that a block takes in a trip of its loop as it is written."""
+    return tiles_per_trip(constants) * prod(form.pack.tile)
+
+
 def stage_bytes(form: WeightFormat, constants: Mapping[str, Any]) -> int:
     """Return the bytes of weights that a block takes in a trip of its loop."""
-    slices: int = constants.get("SLICES", 1)
-    return slices * 4 * prod(form.pack.words.shape)
+    return tiles_per_trip(constants) * 4 * prod(form.pack.words.shape)
 
 
 def bytes_in_flight(form: WeightFormat, constants: Mapping[str, Any]) -> int:

@@ -23,11 +23,12 @@ from math import prod
 
 from tilus.ir.target import target as find_target
 from tilus.kernels.candidates import Configuration, Problem, stage_size
-from tilus.kernels.cost import bytes_in_flight
+from tilus.kernels.cost import block_threads, bytes_in_flight
 from tilus.kernels.devices import SCHEDULERS, Device
 from tilus.kernels.epilogues import PAIRED, result_columns
 from tilus.kernels.facts import CodeFacts
 from tilus.runtime.resources import MULTIPROCESSORS
+from tilus.runtime.weights.packing import WARP
 
 BOUNDS = ("memory", "l2", "latency", "issue", "shared", "tensor")
 _NARROW = 2  # cycles for which a warp's instruction occupies the pipe of logic: 16 lanes of it for a scheduler
@@ -99,12 +100,13 @@ class _Blocks:
     streamed: int  # bytes of weights that it waits for
     read: int  # bytes that it reads from the second-level cache
     flight: int
+    warps: int
 
 
 def _blocks(problem: Problem, configuration: Configuration, facts: CodeFacts | None, device: Device) -> _Blocks:
     (rows, width), bm, split = problem.form.pack.tile, configuration["BM"], configuration.get("SPLIT", 1)
     columns = -(-problem.k // width) * width // split
-    along_n = -(-problem.n // rows)
+    along_n = -(-problem.n // (rows * configuration.get("TILES", 1)))
     count = -(-problem.m // bm) * along_n * split
     streamed = weight_bytes(problem) // along_n // split
     return _Blocks(
@@ -114,6 +116,7 @@ def _blocks(problem: Problem, configuration: Configuration, facts: CodeFacts | N
         streamed=streamed,
         read=streamed + bm * columns * problem.activation.nbits // 8,
         flight=bytes_in_flight(problem.form, dict(configuration.constants)),
+        warps=block_threads(problem.form, dict(configuration.constants)) // WARP,
     )
 
 
@@ -128,15 +131,15 @@ def predict(problem: Problem, configuration: Configuration, facts: CodeFacts | N
     blocks = _blocks(problem, configuration, facts, device)
     trips = 0.0
     if facts is not None:
-        per_thread = prod(problem.form.pack.tile) * -(-problem.k // problem.form.pack.tile[1])
-        per_thread //= problem.form.pack.fragment.num_threads * configuration.get("SPLIT", 1)
-        trips = per_thread / facts.weights
+        rows, width = problem.form.pack.tile
+        weights = rows * configuration.get("TILES", 1) * -(-problem.k // width) * width // configuration.get("SPLIT", 1)
+        trips = weights / (facts.weights * block_threads(problem.form, dict(configuration.constants)))
     capacity = device.sms * blocks.resident
     full, rest = divmod(blocks.count, capacity)
     waves = [(full, capacity)] * bool(full) + [(1, rest)] * bool(rest)
     parts, decided = dict.fromkeys(BOUNDS, 0.0), dict.fromkeys(BOUNDS, 0.0)
     for times, number in waves:
-        wave = _wave(blocks, number, trips, problem, facts, device)
+        wave = _wave(blocks, number, trips, facts, device)
         slowest = max(wave, key=lambda bound: wave[bound])
         decided[slowest] += times * wave[slowest]
         for bound, time in wave.items():
@@ -164,9 +167,7 @@ def _adding(problem: Problem, split: int, device: Device) -> float:
     return device.launch + 1e-3 * device.latency + moved / device.l2 * 1e-6
 
 
-def _wave(
-    blocks: _Blocks, number: int, trips: float, problem: Problem, facts: CodeFacts | None, device: Device
-) -> dict[str, float]:
+def _wave(blocks: _Blocks, number: int, trips: float, facts: CodeFacts | None, device: Device) -> dict[str, float]:
     """Return the microseconds that each resource takes for a wave of blocks."""
     found = dict.fromkeys(BOUNDS, 0.0)
     found["memory"] = number * blocks.moved / device.memory * 1e-6
@@ -174,7 +175,7 @@ def _wave(
     found["latency"] = blocks.streamed / blocks.flight * device.latency * 1e-3
     if facts is not None:
         busiest = -(-number // device.sms)
-        warps = busiest * problem.form.pack.warps * trips
+        warps = busiest * blocks.warps * trips
         microsecond = device.clock * 1e3
         slots = max(facts.instructions, _NARROW * facts.alu, device.half_rate * facts.half)
         found["latency"] = max(found["latency"], trips * facts.trip_cycles(device.latency * device.clock) / microsecond)

@@ -73,10 +73,10 @@ def promising(problem: Problem, device: Device) -> list[Configuration]:
 
     Blocks that share K run the same loop, so the candidates stand for all of `splits`.
     """
-    kinds: dict[tuple[int, int], list[tuple[float, int, Configuration]]] = {}
+    kinds: dict[tuple[int, ...], list[tuple[float, int, Configuration]]] = {}
     for c in configurations(problem, device.target):
         time = predict(problem, c, None, device).total
-        kinds.setdefault((c["BM"], c.get("SLICES", 1)), []).append((time, c["STAGES"], c))
+        kinds.setdefault((c["BM"], c.get("SLICES", 1), c.get("TILES", 1)), []).append((time, c["STAGES"], c))
     best = []
     for found in kinds.values():
         least = min(time for time, _, _ in found)

@@ -54,11 +54,12 @@ def operand_views(w, x, m, n, k, part, most, count, PACK, SLICES, SPLIT, EVEN):
 
 
 @inline
-def fetch(sw, sx, gw, gx, tile_n, col, part, t, most, stage, EVEN):
+def fetch(sw, sx, gw, gx, tile_n, col, part, t, most, stage, TILES, EVEN):
     """Start copying a part's trip `t` of weights and activations into a stage; copies past its end bring zeros."""
     SLICES, BK, first = sx.shape[1], sx.shape[3], (part * most + t) * sx.shape[1]
-    place = (tile_n, part, t, 0, 0, 0, 0) if EVEN else (tile_n, first, 0, 0, 0)
-    copy_async(sw, gw, src_offset=place, dst_offset=(stage, 0, 0, 0, 0), shape=sw.shape[1:])
+    for r in static_range(TILES):
+        place = (tile_n + r, part, t, 0, 0, 0, 0) if EVEN else (tile_n + r, first, 0, 0, 0)
+        copy_async(sw, gw, src_offset=place, dst_offset=(stage, r * SLICES, 0, 0, 0), shape=(SLICES, *sw.shape[2:]))
     for s in static_range(SLICES):
         place = (part, t, s, col, 0) if EVEN else (col, (first + s) * BK)
         copy_async(sx, gx, src_offset=place, dst_offset=(stage, s, 0, 0), shape=sx.shape[2:])
@@ -79,30 +80,33 @@ def table_view(table, n, groups, most, count, PACK, SLICES, SPLIT, GROUP, EVEN):
 
 
 @inline
-def of_rows(table, place, start, PACK, SLICES, GROUP, EVEN):
-    """Return what a table has for the rows of a trip's tiles at their column `start`, [SLICES, BN, 1].
+def of_rows(table, place, start, PACK, SLICES, TILES, GROUP, EVEN):
+    """Return what a table has for the rows of a trip's tiles at their column `start`, [SLICES, rows, 1].
 
-    Rows are in the order in which they are multiplied.
+    The rows of a tile are in the order in which they are multiplied.
     """
     (BN, BK), (part, t, most, row) = PACK.tile, place
+    rows = TILES * BN
     trip = part * most + t
     if EVEN and 0 < GROUP <= BK:
-        tile = load_global(table, offset=(part, t, 0, start // GROUP, row), shape=(SLICES, 1, BN))
+        tile = load_global(table, offset=(part, t, 0, start // GROUP, row), shape=(SLICES, 1, rows))
     elif SLICES > 1 and GROUP:
-        tile = load_global(table, offset=(trip * SLICES, start // GROUP, row), shape=(SLICES, 1, BN))
+        tile = load_global(table, offset=(trip * SLICES, start // GROUP, row), shape=(SLICES, 1, rows))
     else:
         group = (trip * BK + start) // GROUP if GROUP else 0
-        tile = load_global(table, offset=(group, 0, row), shape=(1, SLICES, BN))
-    lanes = tile.reshape((SLICES, BN // PACK.interleave, PACK.interleave))
-    return lanes.mT.reshape((SLICES, BN, 1))
+        tile = load_global(table, offset=(group, 0, row), shape=(1, SLICES, rows))
+    lanes = tile.reshape((SLICES * TILES, BN // PACK.interleave, PACK.interleave))
+    return lanes.mT.reshape((SLICES, rows, 1))
 
 
 @inline
-def tables_of(gs, gz, place, PACK, SLICES, GROUP, ZERO, EVEN):
+def tables_of(gs, gz, place, PACK, SLICES, TILES, GROUP, ZERO, EVEN):
     """Return a trip's scales and zero points, as far as the loop needs them: a column for each group of a tile."""
     starts = static_range(0, PACK.tile[1], gcd(GROUP, PACK.tile[1]))
-    scales = [of_rows(gs, place, start, PACK, SLICES, GROUP, EVEN) for start in starts] if GROUP else ()
-    zero_points = [of_rows(gz, place, start, PACK, SLICES, GROUP, EVEN) for start in starts] if ZERO == "tensor" else ()
+    scales = [of_rows(gs, place, start, PACK, SLICES, TILES, GROUP, EVEN) for start in starts] if GROUP else ()
+    zero_points = (
+        [of_rows(gz, place, start, PACK, SLICES, TILES, GROUP, EVEN) for start in starts] if ZERO == "tensor" else ()
+    )
     return scales, zero_points
 
 
@@ -110,18 +114,18 @@ def tables_of(gs, gz, place, PACK, SLICES, GROUP, ZERO, EVEN):
 def multiply(codes, sx, stage, tables, acc, CT, PARTS, PACK, GROUP, STEP, ZERO):
     """Return acc with a trip's codes, times its activations, added."""
     (SLICES, BM, BK), (scales, zero_points) = sx.shape[1:], tables
-    for start in static_range(0, BK, STEP):
-        column = start // gcd(GROUP, BK)
-        weight = codes[:, :, start : start + STEP].to(CT)
-        if ZERO == "half":
-            weight = weight - float(2 ** (PACK.dtype.nbits - 1))
-        if ZERO == "tensor":
-            weight = weight - zero_points[column].to(CT)
-        tile = load_shared(sx, offset=(stage, 0, 0, start), shape=(SLICES, BM, STEP))
-        if GROUP:
-            acc = acc + product(weight, tile, zeros(acc.shape, f32), CT, PARTS) * scales[column].to(f32)
-        else:
-            acc = product(weight, tile, acc, CT, PARTS)
+    span = gcd(GROUP, BK)  # columns that share a scale
+    for first in static_range(0, BK, span):
+        part = zeros(acc.shape, f32) if GROUP else acc
+        for start in static_range(first, first + span, STEP):
+            weight = codes[:, :, start : start + STEP].to(CT)
+            if ZERO == "half":
+                weight = weight - float(2 ** (PACK.dtype.nbits - 1))
+            if ZERO == "tensor":
+                weight = weight - zero_points[first // span].to(CT)
+            tile = load_shared(sx, offset=(stage, 0, 0, start), shape=(SLICES, BM, STEP))
+            part = product(weight, tile, part, CT, PARTS)
+        acc = acc + part * scales[first // span].to(f32) if GROUP else part
     return acc
 
 
@@ -145,6 +149,8 @@ def sliced_matmul(
     ACTIVATION: str = "none",
     SLICES: int,  # tiles along K that the warps share in a trip
     STAGES: int,  # trips in shared memory
+    TILES: int = 1,  # tiles along N that the warps share
+    WARPS: int = 4,
     EVEN: bool,  # whether every trip is a whole one: K is a multiple of SLICES tiles
     SPLIT: int,  # blocks that share K
 ):  # fmt: skip
@@ -152,34 +158,34 @@ def sliced_matmul(
 
     With SPLIT > 1, y has the shape [SPLIT, m, n]: sums over each block's share of K, for `add_parts`.
     """
-    (BN, BK), (words, fragment, bits) = PACK.tile, PACK.sliced(SLICES)
-    launch(blocks=(cdiv(m, BM), cdiv(n, BN), SPLIT), warps=PACK.warps)
-    col, tile_n, part = block_id(0) * BM, block_id(1), block_id(2)
+    (BN, BK), (words, fragment, bits) = PACK.tile, PACK.sliced(SLICES, TILES, WARPS)
+    launch(blocks=(cdiv(m, BM), cdiv(n, TILES * BN), SPLIT), warps=WARPS)
+    col, tile_n, part = block_id(0) * BM, block_id(1) * TILES, block_id(2)
     row, (most, count) = tile_n * BN, share_of(part, cdiv(k, SLICES * BK), SPLIT)
     gw, gx = operand_views(w, x, m, n, k, part, most, count, PACK, SLICES, SPLIT, EVEN)
     gs = table_view(scales, n, groups, most, count, PACK, SLICES, SPLIT, GROUP, EVEN)
     gz = table_view(zero_points, n, groups, most, count, PACK, SLICES, SPLIT, GROUP, EVEN)
     sw, sx = alloc_shared(u32, (STAGES, *words.shape)), alloc_shared(XT, (STAGES, SLICES, BM, BK))
     for s in static_range(STAGES - 1):
-        fetch(sw, sx, gw, gx, tile_n, col, part, s, most, s, EVEN)
-    tables = tables_of(gs, gz, (part, 0, most, row), PACK, SLICES, GROUP, ZERO, EVEN)
-    acc = zeros((SLICES, BN, BM), f32)
+        fetch(sw, sx, gw, gx, tile_n, col, part, s, most, s, TILES, EVEN)
+    tables = tables_of(gs, gz, (part, 0, most, row), PACK, SLICES, TILES, GROUP, ZERO, EVEN)
+    acc = zeros((SLICES, TILES * BN, BM), f32)
     stage, free = 0, STAGES - 1
     for t in range(count):
         wait_group(STAGES - 2)
         sync()  # trip t is there for all threads, and all have left trip t - 1, whose stage is filled next
-        fetch(sw, sx, gw, gx, tile_n, col, part, t + (STAGES - 1), most, free, EVEN)
+        fetch(sw, sx, gw, gx, tile_n, col, part, t + (STAGES - 1), most, free, TILES, EVEN)
         packed = load_shared(sw, offset=(stage, 0, 0, 0, 0), shape=words.shape, layout=words)
         codes = view(packed, PACK.dtype, fragment, bits)
         acc = multiply(codes, sx, stage, tables, acc, CT, PARTS, PACK, GROUP, STEP, ZERO)
         if GROUP:  # a trip ahead: nobody waits for them
-            tables = tables_of(gs, gz, (part, t + 1, most, row), PACK, SLICES, GROUP, ZERO, EVEN)
+            tables = tables_of(gs, gz, (part, t + 1, most, row), PACK, SLICES, TILES, GROUP, ZERO, EVEN)
         free = stage
         stage += 1
         if stage == STAGES:
             stage = 0
-    by_lane = sum(acc, 0).reshape((PACK.interleave, BN // PACK.interleave, BM))
-    rows = by_lane.transpose((1, 0, 2)).reshape((BN, BM))
+    by_lane = sum(acc, 0).reshape((TILES, PACK.interleave, BN // PACK.interleave, BM))
+    rows = by_lane.transpose((0, 2, 1, 3)).reshape((TILES * BN, BM))
     if SPLIT == 1:
         shared = global_view(scales, shape=(n, groups), strides=(1, n))
         rows = finish(rows, shared, tensor_scale, bias, row, n, GROUP, SCALED, BIAS, ACTIVATION)

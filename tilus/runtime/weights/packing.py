@@ -101,24 +101,36 @@ class PackLayout:
         (first, _), (second, _) = (self.fragment.locate(row, 0) for row in (0, 1))
         return self.tile[0] // 8 if first == second else 1
 
-    def sliced(self, slices: int) -> tuple[RegisterLayout, RegisterLayout, BitLayout | None]:
-        """Return how the warps of a block hold as many tiles along K at once, each in its share of the warps.
+    def sliced(
+        self, slices: int, tiles: int = 1, warps: int = WARPS
+    ) -> tuple[RegisterLayout, RegisterLayout, BitLayout | None]:
+        """Return how the warps of a block hold `tiles` along N and `slices` along K at once, each in its share of them.
+
+        Parameters
+        ----------
+        slices, tiles, warps : int
+            A tile has `warps / (slices * tiles)` warps, no more than it was packed for.
 
         Returns
         -------
         words, fragment : RegisterLayout
-            Of shapes (slices, *words) and (slices, n, k), rows in the order in which they are multiplied.
+            Of shapes (tiles * slices, *words) and (slices, tiles * n, k), the rows of a tile in the order in which they
+            are multiplied.
         bits : BitLayout or None
             Of a thread's words.
         """
-        side, lanes = self.warps // slices, local(1, self.vectors, 1, 1) * spatial(1, 1, WARP, 1)
-        spread, held = spatial(slices, 1, side, 1), local(1, 1, slices, 1)  # a warp has its own rows, and others'
-        words = spread * held * lanes * local(1, 1, 1, self.vector)
+        count = tiles * slices
+        side, lanes = warps // count, local(1, self.vectors, 1, 1) * spatial(1, 1, WARP, 1)
+        held = self.warps // side  # a warp has its own rows, and others'
+        words = spatial(count, 1, side, 1) * local(1, 1, held, 1) * lanes * local(1, 1, 1, self.vector)
         steps = self.tile[1] // FRAGMENT.shape[1]
         slots = 1 if self.bits is None else self.bits.num_slots
-        fragments = local(1, 1, slots) * local(1, slices, 1) * local(1, 1, steps // slots) * FRAGMENT.unsqueeze(0)
-        bits = None if self.bits is None else self.bits.repeated(self.bits.units * slices)
-        return words, spatial(slices, side, 1) * fragments, bits
+        fragments = local(1, 1, slots) * local(1, held, 1) * local(1, 1, steps // slots) * FRAGMENT.unsqueeze(0)
+        fragment = spatial(count, side, 1) * fragments
+        rows, columns = fragment.shape[1:]
+        fragment = fragment.reshape(tiles, slices, rows, columns).permute(1, 0, 2, 3)
+        bits = None if self.bits is None else self.bits.repeated(self.bits.units * held)
+        return words, fragment.reshape(slices, tiles * rows, columns), bits
 
     def __str__(self) -> str:
         places = "" if self.bits is None else f" | {self.bits}"
