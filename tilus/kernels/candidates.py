@@ -28,6 +28,7 @@ MOST_BLOCKS = 1024  # where blocks share K
 USUAL_MULTIPROCESSORS = 100  # about as many as data center GPUs have
 LARGE_BATCH = 32  # batch tile from which on blocks would read the activations too often
 TALL = ((2, 4), (4, 8))  # tiles along N and warps that share them: 32 rows for each, whose sums fill its registers
+TALL_STEP = 16  # columns
 BLOCK_MARGIN = 18 * 1024  # bytes of shared memory that sums may take besides the stages
 
 
@@ -183,8 +184,10 @@ def _shares(first: Configuration, width: int, k: int, most: int) -> Iterator[dic
     for slices in (s for s in (1, 2, 4) if most % s == 0):  # more than the default would need whole groups
         yield {"SLICES": slices, "EVEN": divides(slices * width, k)}
     if first["BM"] >= LARGE_BATCH and first["CT"] != f32:
+        # Activations come in small steps; numbers of a float are scaled after each step, so those come all at once.
+        step = first["STEP"] if first["PACK"].dtype.is_float else min(first["STEP"], TALL_STEP)
         for tiles, warps in TALL:
-            yield {"SLICES": 1, "TILES": tiles, "WARPS": warps, "EVEN": divides(width, k)}
+            yield {"SLICES": 1, "TILES": tiles, "WARPS": warps, "EVEN": divides(width, k), "STEP": step}
 
 
 def stage_size(problem: Problem, configuration: Configuration) -> int:

@@ -253,11 +253,8 @@ def sliced(layout: RegisterLayout, offset: Sequence[int], shape: Sequence[int]) 
 def _whole(part: RegisterLayout, offset: Sequence[int], shape: Sequence[int]) -> RegisterLayout | None:
     """Return a layout of the whole tile of which a slice has the layout `part`: the rest is local, outside of it."""
     grains = [gcd(n, m, o) for n, m, o in zip(shape, part.shape, offset, strict=True)]
-    try:
-        inner = part.left_divide(local(*(m // g for m, g in zip(part.shape, grains, strict=True))))
-    except LayoutError:
-        return None
-    return local(*(n // g for n, g in zip(shape, grains, strict=True))) * inner
+    inner = sliced(part, [0] * part.rank, grains)
+    return None if inner is None else local(*(n // g for n, g in zip(shape, grains, strict=True))) * inner
 
 
 def _spread_slice(inst: Slice, out: Tensor, known: Known) -> Found:
