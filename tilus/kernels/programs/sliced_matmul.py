@@ -149,8 +149,7 @@ def sliced_matmul(
     ACTIVATION: str = "none",
     SLICES: int,  # tiles along K that the warps share in a trip
     STAGES: int,  # trips in shared memory
-    TILES: int = 1,  # tiles along N that the warps share
-    WARPS: int = 4,
+    TILES: int = 1, WARPS: int = 4,  # tiles along N that the warps share, and these
     EVEN: bool,  # whether every trip is a whole one: K is a multiple of SLICES tiles
     SPLIT: int,  # blocks that share K
 ):  # fmt: skip
