@@ -18,6 +18,8 @@ LESS_IN_FLIGHT = {("nf4", "sm_80"): 16 << 10}  # its table leaves room for one b
 WAITS = {"t1.6": 6}
 SLACK = 1.02  # another version of the compiler may schedule a little differently
 USUAL = "128 f16 8"
+TARGETS = ("sm_80", "sm_90a")
+NAMES = list(dict.fromkeys(row[0] for row in ROWS))
 # Of other groups, activations and batch tiles: where the way from a weight to the sum is another one.
 OTHERS = {
     "u4 32 f16 8": "zero points of small groups",
@@ -31,12 +33,11 @@ OTHERS = {
 
 
 def row_of(name, zero, group, activation, bm, target, limit):
-    """Return a test's arguments: floats that nobody publishes weights in, and most variations, are counted at length."""
-    rare = name[0] == "f" and name not in ("f4e2m1", "f6e2m3", "f6e3m2", "f8e4m3", "f8e5m2") and target == "sm_80"
+    """Return a test's arguments: a type is counted on one target, types in turn; all else but `OTHERS` at length."""
     case = f"{group} {activation} {bm}"
-    other = case != USUAL and (target == "sm_80" or f"{name} {case}" not in OTHERS)
+    turn = TARGETS[NAMES.index(name) % 2] if case == USUAL else "sm_90a" if f"{name} {case}" in OTHERS else None
     arguments = name, zero, int(group), activation, int(bm), target, float(limit)
-    return pytest.param(*arguments, marks=pytest.mark.long if rare or other else ())
+    return pytest.param(*arguments, marks=pytest.mark.long if target != turn else ())
 
 
 @pytest.mark.parametrize(
