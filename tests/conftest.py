@@ -15,6 +15,11 @@ from hypothesis import HealthCheck, settings
 
 TESTS = Path(__file__).parent
 
+# Before anything loads them: threads of NumPy's and torch's own spin where they wait for one another, and the cores
+# are taken by the processes of this run.
+for _library in ("OMP", "OPENBLAS", "MKL"):
+    os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
+
 # A shared machine is slow at random: time is not what a law is about.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", parent=settings.get_profile("default"), derandomize=True, print_blob=True)

@@ -1,4 +1,7 @@
-"""The demo on one type and the model's first two layers; its parts against torch; and that each of its checks can fail."""
+"""The demo on one type, the model's first two layers and a few sentences; and that each of its checks can fail.
+
+Its parts are compared with torch. `test_measure` runs all of its sentences through all layers.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,7 @@ from tilus.runtime.nvrtc import compile_cuda
 from tilus.runtime.weights import quantize
 
 TYPE = "u4"
+FEW = SENTENCES[:3]
 
 
 @cache
@@ -41,14 +45,15 @@ def load_once(sentences):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch) -> None:
-    """Whole demos take turns once, and share the loaded model."""
+    """Whole demos take turns once, on few sentences, and share the loaded model."""
     monkeypatch.setattr("tilus.demo.run.ROUNDS", 1)
+    monkeypatch.setattr("tilus.demo.run.SENTENCES", FEW)
     monkeypatch.setattr("tilus.demo.run.load_encoder", load_once)
 
 
 @pytest.fixture
 def encoder():
-    return load_once(SENTENCES[:3])
+    return load_once(FEW)
 
 
 @pytest.fixture
@@ -68,14 +73,14 @@ def test_the_model_is_the_real_one(encoder) -> None:
     assert {shape: shapes.count(shape) for shape in shapes} == {(384, 384): 25, (1536, 384): 6, (384, 1536): 6}
     embeddings = torch.nn.functional.normalize(encoder.embed(), dim=1)
     assert embeddings.shape == (3, 384)
-    same = load_encoder([SENTENCES[0], "At the port it was calm; a single ferry departed before midday."])
+    same = load_encoder([FEW[0], "At the port it was calm; a single ferry departed before midday."])
     close = torch.nn.functional.normalize(same.embed(), dim=1)
     assert float(close[0] @ close[1]) > 0.6  # it knows a paraphrase ...
     assert float(embeddings[0] @ embeddings[1]) < 0.3  # ... from another sentence
 
 
 def test_padding_does_not_change_an_embedding(encoder) -> None:
-    alone = load_encoder(SENTENCES[:1]).embed()
+    alone = load_encoder(FEW[:1]).embed()
     assert torch.allclose(alone[0], encoder.embed()[0], atol=1e-5)
 
 
@@ -84,7 +89,7 @@ def test_captured_activations_are_those_of_the_layers(encoder) -> None:
     assert data.keys() == encoder.linears.keys()
     tokens = int(encoder.mask.sum())
     for name, linear in encoder.linears.items():
-        assert len(data[name].x) == (len(SENTENCES[:3]) if name.startswith("pooler") else tokens)
+        assert len(data[name].x) == (len(FEW) if name.startswith("pooler") else tokens)
         with torch.no_grad():
             assert torch.allclose(linear(data[name].x), data[name].y, atol=1e-4)
 
@@ -144,7 +149,7 @@ def test_the_command_prints_two_tables(tmp_path) -> None:
     result = run("--sentences", str(tmp_path / "more.txt"), "--target-arch", "sm_80")
     assert result.exit_code == 0, result.output
     text = " ".join(result.output.split())
-    assert f"2 linear layers, 0.3 million weights, groups of 32; {len(SENTENCES) + 2} sentences" in text
+    assert f"2 linear layers, 0.3 million weights, groups of 32; {len(FEW) + 2} sentences" in text
     assert "kernel error" in result.output
     assert "compiled for sm_80" in result.output
     assert "races 0, conflicts 0" in result.output
