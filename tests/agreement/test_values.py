@@ -26,7 +26,7 @@ TABLES = ["nf4", "t2"]  # these can be read only
 EXACT = ["add", "sub", "mul", "div", "floordiv", "mod", "min", "max", "and", "or", "xor", "not", "shl", "shr"]
 EXACT += ["lt", "le", "eq", "ne", "neg", "abs", "sqrt", "floor", "ceil", "round", "where"]
 CPU = find_target("cpu")
-TILE = 64  # elements of a block
+TILE = 32  # elements of a block: two for each lane of the widest vectors
 OFFSET = (op("mul", BlockId(0), const(TILE)),)
 
 

@@ -9,6 +9,7 @@ from tilus.runtime.cpu_features import host_cpu
 
 FLOATS = [f"f{1 + x + y}e{x}m{y}" for x in range(1, 8) for y in range(7) if 2 <= 1 + x + y <= 8]
 INTEGERS = [f"{s}{n}" for s in "ui" for n in range(1, 9)]
+BLOCK = 64
 LOCALS = 32  # of codes of n bits: n words, so every position that a code may have in a word
 
 
@@ -28,16 +29,16 @@ def packed_program(source, target):
 
 
 def plain_program(source, target):
-    """Elements loaded from and stored to memory one by one, of narrow types bit by bit."""
-    layout = "local(32) * spatial(8)"
+    """Elements loaded from and stored to memory one by one, of narrow types bit by bit, from every bit of a byte on."""
+    layout = f"local({BLOCK // 8}) * spatial(8)"
     return lowered(
         f"""  gx: global[{source}, 1] = global_view(ptr=x, shape=(n), strides=(1))
   gy: global[{target}, 1] = global_view(ptr=y, shape=(n), strides=(1))
-  c: register[{source}, (256), {layout}] = load_global(view=gx, offset=(block_id(0) * 256), shape=(256), dims=(0), other=0.0)
-  f: register[{target}, (256), {layout}] = cast(x=c, dtype={target})
-  store_global(view=gy, tile=f, offset=(block_id(0) * 256), dims=(0))""",
+  c: register[{source}, ({BLOCK}), {layout}] = load_global(view=gx, offset=(block_id(0) * {BLOCK}), shape=({BLOCK}), dims=(0), other=0.0)
+  f: register[{target}, ({BLOCK}), {layout}] = cast(x=c, dtype={target})
+  store_global(view=gy, tile=f, offset=(block_id(0) * {BLOCK}), dims=(0))""",
         f"x: ptr[{source}], y: ptr[{target}], n: i32",
-        grid="n // 256",
+        grid=f"n // {BLOCK}",
     )
 
 
@@ -73,7 +74,7 @@ def check_from_narrow(source, target, features=()):
         got = np.ascontiguousarray(got.T)
     else:
         got = np.zeros(codes.shape, t.numpy_dtype)
-        run(plain_program(source, target), [codes, got, codes.size], (codes.size // 256, 1, 1))
+        run(plain_program(source, target), [codes, got, codes.size], (codes.size // BLOCK, 1, 1))
     with np.errstate(all="ignore"):
         assert_same_bits(got, t.encode(s.decode(codes)).view(t.numpy_dtype))
     assert set(codes.ravel().tolist()) == set(range(2**s.nbits))
@@ -96,9 +97,9 @@ def test_to_narrow(target):
         ]
     ).astype(np.float32)
     x = np.concatenate([x, np.array([np.nan, -np.nan], np.float32)])
-    x = np.resize(x, -(-x.size // 256) * 256)
+    x = np.resize(x, -(-x.size // BLOCK) * BLOCK)
     stored = np.zeros(t.nbytes(x.size), np.uint8)
-    run(plain_program("f32", target), [x, stored, x.size], (x.size // 256, 1, 1))
+    run(plain_program("f32", target), [x, stored, x.size], (x.size // BLOCK, 1, 1))
     number = x.astype(np.float64)
     if t.is_integer:
         number = np.clip(np.trunc(np.nan_to_num(number, nan=0.0)), t.min_value, t.max_value)
@@ -124,5 +125,5 @@ def test_between_wide_types(source, target):
         )
     got = np.zeros(4096, t.numpy_dtype)
     with np.errstate(all="ignore"):
-        run(plain_program(source, target), [x, got, 4096], (16, 1, 1))
+        run(plain_program(source, target), [x, got, 4096], (4096 // BLOCK, 1, 1))
         assert_same_bits(got, t.encode(x).view(t.numpy_dtype))
