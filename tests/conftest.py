@@ -39,6 +39,13 @@ def cache_of_kernels(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ.setdefault("TILUS_CACHE_DIR", str(run / "kernels"))
 
 
+@pytest.fixture(autouse=True)
+def same_data_in_any_order() -> None:
+    from tests.random_data import begin_anew
+
+    begin_anew()
+
+
 @pytest.fixture
 def slim_facts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Let configurations for GPUs be ranked by facts of no machine code, so that nothing is compiled."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tests.random_data import generator
 from tests.vm.helpers import as_buffer, evaluate, run_text, whole
 from tilus import vm
 from tilus.dtypes import bf16, dtype, f16, f32, i8, i32, i64, u3, u4, u8, u32
@@ -39,7 +40,7 @@ from tilus.ir.instructions import (
 )
 from tilus.layouts import column_local, column_spatial, local, replicated, row_major_swizzle, spatial
 
-RNG = np.random.default_rng(7)
+RNG = generator(7)
 
 
 def codes(kind, *shape: int) -> np.ndarray:

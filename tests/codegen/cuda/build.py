@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.random_data import generator
 from tilus.dtypes import DataType, Float
 from tilus.ir.builder import Builder
 from tilus.ir.expr import Tensor, const
@@ -14,7 +15,7 @@ from tilus.ir.instructions import GlobalView, LoadGlobal, StoreGlobal
 from tilus.ir.program import Program
 from tilus.layouts import RegisterLayout, Replicated, register_layout
 
-RNG = np.random.default_rng(7)
+RNG = generator(7)
 
 
 def as_buffer(kind: DataType, codes: np.ndarray) -> np.ndarray:

@@ -16,11 +16,12 @@ from tests.agreement.test_library import integers, quantized, unwritten
 from tests.codegen.cuda.compare import lowered, run_lowered
 from tests.codegen.cuda.host import HostFault
 from tests.kernels.pairwise import pairwise
+from tests.random_data import generator
 from tilus.dtypes import dtype
 from tilus.ir.program import Program
 from tilus.kernels.programs import layer_norm, matmul, softmax, vector_add
 
-RNG = np.random.default_rng(3)
+RNG = generator(3)
 
 
 def run(program: Program, args: list[Any], arch: str, *, backwards: bool = False) -> list[Any]:

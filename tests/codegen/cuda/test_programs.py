@@ -7,10 +7,11 @@ import pytest
 
 from tests.codegen.cuda.compare import compare
 from tests.passes.programs import chained, matmul, quantized, softmax, vector_add
+from tests.random_data import generator
 from tilus.dtypes import bf16, f16, f32
 from tilus.layouts import column_local, local, spatial
 
-RNG = np.random.default_rng(1)
+RNG = generator(1)
 
 
 @pytest.mark.parametrize(("multiple", "n"), [(1, 1500), (16, 2048), (4, 1012)])

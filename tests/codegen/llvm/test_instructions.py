@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from tests.codegen.llvm.harness import lowered, run
+from tests.random_data import generator
 from tilus.codegen.llvm import EMITTERS, emit
 from tilus.dtypes import dtype
 from tilus.ir.instructions import INSTRUCTIONS
 from tilus.ir.parser import parse
 from tilus.ir.target import target
 
-RNG = np.random.default_rng(0)
+RNG = generator(0)
 
 
 def test_every_instruction_has_an_emitter():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.codegen.llvm import harness
+from tests.random_data import generator
 from tilus.codegen.llvm import emit
 from tilus.dtypes import dtype
 from tilus.ir.parser import parse
@@ -13,7 +14,7 @@ from tilus.layouts.bits import pattern_of, whole_unit
 from tilus.runtime.cpu_features import Cpu, host_cpu
 from tilus.runtime.llvm_jit import assembly
 
-RNG = np.random.default_rng(0)
+RNG = generator(0)
 WAYS = [(lanes, features) for lanes in (4, 8, 16) for features in ((), host_cpu().present)]
 
 
