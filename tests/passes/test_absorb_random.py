@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 
 from tests.agreement.machines import copies_of, examples
 from tests.passes.weight_programs import Case, weight_programs
@@ -20,7 +20,8 @@ from tilus.passes.tensors import inst_stmts
 def test_random_programs() -> None:
     forms: Counter[str] = Counter()
 
-    @examples(0.75)
+    # The same programs in every run: which forms they meet is asked below, and chance may leave one out.
+    @settings(examples(0.75), derandomize=True, database=None)
     @given(weight_programs())
     def check(case: Case) -> None:
         results = []
