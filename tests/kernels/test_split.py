@@ -78,6 +78,18 @@ def test_products_are_exact(case: tuple[Any, ...]) -> None:
     np.testing.assert_allclose(y.astype(float), exact.astype(y.dtype).astype(float), **slack)
 
 
+@pytest.mark.parametrize(("group", "k"), [(96, 384), (48, 256), (192, 768), (160, 400)])
+def test_groups_end_within_tiles(group: int, k: int) -> None:
+    """The same number of tiles as of groups, or not; in whole trips: scales and zero points are those of the groups."""
+    with tilus.knobs.scope(target="simt:sm_90a"):
+        w = weight("u4", True, group, "f16", 66, k)
+        x = integers(dtype("f16"), 2, k, most=1)
+        exact = x.astype(float) @ w.dequantize("f64").T
+        assert np.ptp(w.scales.astype(float)) > 0
+        assert np.ptp(w.zero_points.astype(float)) > 0
+        np.testing.assert_array_equal(tilus.matmul(x, w).astype(float), exact)
+
+
 @pytest.mark.parametrize("machine", ["vm", "cpu", "simt:sm_80", "simt:sm_90a"])
 def test_parts_are_added_up_in_their_order(machine: str) -> None:
     rng = np.random.default_rng(0)

@@ -12,8 +12,7 @@ import numpy as np
 from tilus.dtypes import DataType, f32
 from tilus.ir.target import target as find_target
 from tilus.kernels.configure import adding_kernel, ending, matmul_program, rows_per_block
-from tilus.kernels.configure_gpu import divides, fair_split, gpu_batch_tiles, parts_of
-from tilus.kernels.cost import stage_bytes
+from tilus.kernels.configure_gpu import divides, fair_split, gpu_batch_tiles, parts_of, tile_bytes
 from tilus.runtime.kernel import BoundKernel, Kernel
 from tilus.runtime.knobs import knobs
 from tilus.runtime.weights.quantize import NUMPY_TYPES, quantize
@@ -191,7 +190,6 @@ def _shares(first: Configuration, width: int, k: int, most: int) -> Iterator[dic
 
 
 def stage_size(problem: Problem, configuration: Configuration) -> int:
-    """Return the bytes of shared memory that a trip's weights and activations take."""
-    columns = configuration.get("SLICES", 1) * problem.form.pack.tile[1]
-    activations: int = configuration["BM"] * columns * problem.activation.nbits // 8
-    return stage_bytes(problem.form, dict(configuration.constants)) + activations
+    """Return the bytes of shared memory that a trip's weights, their tables and activations take."""
+    bm, tiles = configuration["BM"], configuration.get("TILES", 1)
+    return configuration.get("SLICES", 1) * tile_bytes(problem.form, problem.activation, problem.scale, bm, tiles)

@@ -9,6 +9,7 @@ from typing import Any
 from tilus.dtypes import DataType, dtype
 from tilus.kernels.configure_operands import operand_constants
 from tilus.runtime.weights.packing import WARPS, PackLayout, native_pack
+from tilus.runtime.weights.trits import TritPack
 from tilus.runtime.weights.weight import WeightFormat
 
 F32, BF16 = dtype("f32"), dtype("bf16")
@@ -16,7 +17,7 @@ BATCH_TILES = (8, 16, 32, 64)
 TILE_WIDTH = 128  # columns of most types' packed tiles; some have twice as many
 SINGLE_STEP = 64
 FEW_ACTIVATIONS = 16 * TILE_WIDTH  # up to so many in a tile a warp has tiles of its own; more fill its registers
-MOST_BYTES = 80 * 1024  # of the 99 KiB of an sm_86 or sm_89 block; sums and tables take up to 18
+MOST_BYTES = 82 * 1024  # of the 99 KiB of an sm_86 or sm_89 block; sums and tables take up to 18
 WANTED_BYTES = 76 * 1024  # so that two blocks, and one more on an H100, fit an SM
 
 
@@ -61,7 +62,7 @@ def sliced_constants(
     group, width = max(form.group_size, 0), form.pack.tile[1]
     # Tables of groups are read for several tiles at once if every tile has equally many.
     regular = not group or group == width or (divides(width, k) and width % group == 0)
-    slices = _slices(form, activation, compute, bm) if regular else 1
+    slices = _slices(form, activation, scale, compute, bm) if regular else 1
     return operand_constants(form, activation, scale, bm, bias) | {
         "CT": compute,
         "PARTS": activation_parts(activation, compute),
@@ -69,7 +70,7 @@ def sliced_constants(
         "SLICES": slices,
         "TILES": 1,
         "WARPS": form.pack.warps,
-        "STAGES": stages(form.pack, activation, bm, slices),
+        "STAGES": _stages(form.pack, slices * tile_bytes(form, activation, scale, bm)),
         "EVEN": divides(slices * width, k),
         "SPLIT": split,
     }
@@ -98,7 +99,7 @@ def _step(activation: DataType, width: int) -> int:
     return SINGLE_STEP if width <= TILE_WIDTH else SINGLE_STEP // 4
 
 
-def _slices(form: WeightFormat, activation: DataType, compute: DataType, bm: int) -> int:
+def _slices(form: WeightFormat, activation: DataType, scale: DataType, compute: DataType, bm: int) -> int:
     """Return how many tiles along K the warps share: the more, the more accumulators and activations a warp holds."""
     pack, width = form.pack, form.pack.tile[1]
     if compute == F32:
@@ -107,7 +108,7 @@ def _slices(form: WeightFormat, activation: DataType, compute: DataType, bm: int
     if form.zero_point == "tensor" and 0 < form.group_size <= width // 4:
         held *= 2  # many zero points
     wanted = WARPS * FEW_ACTIVATIONS // max(held, FEW_ACTIVATIONS)
-    while wanted > 1 and 2 * wanted * _stage_bytes(pack, activation, bm) > MOST_BYTES - _table_bytes(pack):
+    while wanted > 1 and 2 * wanted * tile_bytes(form, activation, scale, bm) > MOST_BYTES - _table_bytes(pack):
         wanted //= 2
     return max(wanted, 1)
 
@@ -117,9 +118,12 @@ def _table_bytes(pack: PackLayout) -> int:
     return 4 * 32 << 2 * pack.dtype.nbits if pack.dtype.is_codebook else 0
 
 
-def _stage_bytes(pack: PackLayout, activation: DataType, bm: int) -> int:
-    """Return the bytes of a tile of weights and of its activations."""
-    return 4 * prod(pack.words.shape) + bm * pack.tile[1] * activation.nbits // 8
+def tile_bytes(form: WeightFormat, activation: DataType, scale: DataType, bm: int, tiles: int = 1) -> int:
+    """Return the bytes of shared memory that activations and neighbouring tiles of a weight take for a trip."""
+    (rows, width), pack = form.pack.tile, form.pack
+    tables = 0 if isinstance(pack, TritPack) or form.group_size < 0 else width // gcd(form.group_size, width)
+    entry = (form.scale or scale).nbits + 8 * (form.zero_point == "tensor")
+    return tiles * (4 * prod(pack.words.shape) + rows * tables * entry // 8) + bm * width * activation.nbits // 8
 
 
 @cache
@@ -139,12 +143,11 @@ def ternary_constants(
         "BM": bm,
         "GROUP": max(form.group_size, 0),
         "BIAS": bias,
-        "STAGES": 0 if on_cpu else stages(form.pack, activation, bm),
+        "STAGES": 0 if on_cpu else _stages(form.pack, tile_bytes(form, activation, scale, bm)),
         "SPLIT": split,
     }
 
 
-def stages(pack: PackLayout, activation: DataType, bm: int, slices: int = 1) -> int:
-    """Return how many trips' weights and activations to keep in shared memory: what fits every GPU, 2 to 4."""
-    room = WANTED_BYTES - _table_bytes(pack)
-    return min(max(room // (slices * _stage_bytes(pack, activation, bm)), 2), 4)
+def _stages(pack: PackLayout, trip: int) -> int:
+    """Return how many trips' bytes to keep in shared memory: what fits every GPU, 2 to 4."""
+    return min(max((WANTED_BYTES - _table_bytes(pack)) // trip, 2), 4)

@@ -26,7 +26,7 @@ from tilus.ir.stmt import InstStmt
 
 _ALL_LANES = cpp.bits(0xFFFFFFFF)
 _OPERATORS = {"sum": "add", "max": "max", "min": "min"}
-_SCRATCH_BYTES = 8192  # results of several elements share a trip through shared memory, up to this size
+_SCRATCH_BYTES = 4096  # results of several elements share a trip through shared memory, up to this size
 Combine = Callable[[Expr, Expr], Expr]
 
 

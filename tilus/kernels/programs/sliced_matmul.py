@@ -54,8 +54,9 @@ def operand_views(w, x, m, n, k, part, most, count, PACK, SLICES, SPLIT, EVEN):
 
 
 @inline
-def fetch(sw, sx, gw, gx, tile_n, col, part, t, most, stage, TILES, EVEN):
-    """Start copying a part's trip `t` of weights and activations into a stage; copies past its end bring zeros."""
+def fetch(stages, views, tile_n, col, part, t, most, stage, PACK, TILES, GROUP, EVEN):
+    """Start copying what a part's trip `t` needs into a stage; copies past its end bring zeros."""
+    (sw, sx), (gw, gx), BN = stages[:2], views[:2], PACK.tile[0]
     SLICES, BK, first = sx.shape[1], sx.shape[3], (part * most + t) * sx.shape[1]
     for r in static_range(TILES):
         place = (tile_n + r, part, t, 0, 0, 0, 0) if EVEN else (tile_n + r, first, 0, 0, 0)
@@ -63,69 +64,82 @@ def fetch(sw, sx, gw, gx, tile_n, col, part, t, most, stage, TILES, EVEN):
     for s in static_range(SLICES):
         place = (part, t, s, col, 0) if EVEN else (col, (first + s) * BK)
         copy_async(sx, gx, src_offset=place, dst_offset=(stage, s, 0, 0), shape=sx.shape[2:])
+    for shared, table in zip(stages[2:], views[2:], strict=True):
+        fetch_table(shared, table, tile_n * BN, part, t, most, stage, BK, GROUP, EVEN)
     commit_group()
 
 
 @inline
-def table_view(table, n, groups, most, count, PACK, SLICES, SPLIT, GROUP, EVEN):
-    """View a table [groups, n] by part of K and trip if trips are whole, else by tile, else by group."""
-    each = PACK.tile[1] // GROUP if GROUP else 0  # groups of a tile
+def fetch_table(shared, table, row, part, t, most, stage, BK, GROUP, EVEN):
+    """Start copying what a table has for the rows and groups of a part's trip into a stage, [SLICES, groups, rows]."""
+    (SLICES, COLUMNS, ROWS), trip = shared.shape[1:], part * most + t
+    if GROUP * COLUMNS == BK and (EVEN or SLICES > 1):
+        place = (part, t, 0, 0, row) if EVEN else (trip * SLICES, 0, row)
+        copy_async(shared, table, src_offset=place, dst_offset=(stage, 0, 0, 0), shape=shared.shape[1:])
+    else:
+        for column in static_range(COLUMNS):
+            group = (trip * BK + column * (BK // COLUMNS)) // GROUP
+            copy_async(shared, table, src_offset=(group, row), dst_offset=(stage, 0, column, 0), shape=(1, ROWS))
+
+
+@inline
+def table_view(table, n, groups, most, count, BK, SLICES, SPLIT, GROUP, EVEN):
+    """View a table [groups, n] by part of K and trip if trips are whole, else by tile, if groups end where tiles do."""
+    each = BK // GROUP if GROUP and BK % GROUP == 0 else 0  # groups of a tile
     step = SLICES * each * n
-    if EVEN and each:
+    if each and EVEN:
         strides = (most * step, step, each * n, n, 1)
         return global_view(table, shape=(SPLIT, count, SLICES, each, n), strides=strides)
-    if SLICES > 1 and each:
+    if each and SLICES > 1:
         return global_view(table, shape=(groups // each, each, n))
-    return global_view(table, shape=(groups, SLICES, n), strides=(n, 0, 1))  # one group for all tiles of a trip
+    return global_view(table, shape=(groups, n))
 
 
 @inline
-def of_rows(table, place, start, PACK, SLICES, TILES, GROUP, EVEN):
-    """Return what a table has for the rows of a trip's tiles at their column `start`, [SLICES, rows, 1].
-
-    The rows of a tile are in the order in which they are multiplied.
-    """
-    (BN, BK), (part, t, most, row) = PACK.tile, place
-    rows = TILES * BN
-    trip = part * most + t
-    if EVEN and 0 < GROUP <= BK:
-        tile = load_global(table, offset=(part, t, 0, start // GROUP, row), shape=(SLICES, 1, rows))
-    elif SLICES > 1 and GROUP:
-        tile = load_global(table, offset=(trip * SLICES, start // GROUP, row), shape=(SLICES, 1, rows))
-    else:
-        group = (trip * BK + start) // GROUP if GROUP else 0
-        tile = load_global(table, offset=(group, 0, row), shape=(1, SLICES, rows))
-    lanes = tile.reshape((SLICES * TILES, BN // PACK.interleave, PACK.interleave))
-    return lanes.mT.reshape((SLICES, rows, 1))
+def tables_of(scales, zero_points, GROUP, ZERO):
+    """Return what a trip needs besides weights and activations."""
+    if not GROUP:
+        return ()
+    return (scales, zero_points) if ZERO == "tensor" else (scales,)
 
 
 @inline
-def tables_of(gs, gz, place, PACK, SLICES, TILES, GROUP, ZERO, EVEN):
-    """Return a trip's scales and zero points, as far as the loop needs them: a column for each group of a tile."""
-    starts = static_range(0, PACK.tile[1], gcd(GROUP, PACK.tile[1]))
-    scales = [of_rows(gs, place, start, PACK, SLICES, TILES, GROUP, EVEN) for start in starts] if GROUP else ()
-    zero_points = (
-        [of_rows(gz, place, start, PACK, SLICES, TILES, GROUP, EVEN) for start in starts] if ZERO == "tensor" else ()
-    )
-    return scales, zero_points
+def zeros_of_rows(zero_points, row, n, PACK, SLICES, TILES):
+    """Return the zero points that all of K shares, for the slices of a trip."""
+    table = global_view(zero_points, shape=(SLICES, n), strides=(0, 1))
+    return by_lane(load_global(table, offset=(0, row), shape=(SLICES, TILES * PACK.tile[0])), PACK)
 
 
 @inline
-def multiply(codes, sx, stage, tables, acc, CT, PARTS, PACK, GROUP, STEP, ZERO):
-    """Return acc with a trip's codes, times its activations, added."""
-    (SLICES, BM, BK), (scales, zero_points) = sx.shape[1:], tables
+def by_lane(tile, PACK):
+    """Return a table's values [SLICES, ..., rows] as [SLICES, rows, 1], each tile's rows in the order of products."""
+    SLICES, ROWS = tile.shape[0], tile.shape[-1]
+    lanes = tile.reshape((SLICES * ROWS // PACK.tile[0], PACK.tile[0] // PACK.interleave, PACK.interleave))
+    return lanes.mT.reshape((SLICES, ROWS, 1))
+
+
+@inline
+def multiply(codes, stages, stage, zero, acc, CT, PARTS, PACK, GROUP, STEP, ZERO):
+    """Return acc with a trip's codes, times its activations, added; `zero` are points that all of K shares."""
+    sx, tables, ROWS = stages[1], stages[2:], acc.shape[1]
+    SLICES, BM, BK = sx.shape[1:]
     span = gcd(GROUP, BK)  # columns that share a scale
     for first in static_range(0, BK, span):
-        part = zeros(acc.shape, f32) if GROUP else acc
+        part, place = zeros(acc.shape, f32) if GROUP else acc, (stage, 0, first // span, 0)
+        if GROUP and ZERO == "tensor":
+            zero = by_lane(load_shared(tables[1], offset=place, shape=(SLICES, 1, ROWS)), PACK)
         for start in static_range(first, first + span, STEP):
             weight = codes[:, :, start : start + STEP].to(CT)
             if ZERO == "half":
                 weight = weight - float(2 ** (PACK.dtype.nbits - 1))
             if ZERO == "tensor":
-                weight = weight - zero_points[first // span].to(CT)
+                weight = weight - zero.to(CT)
             tile = load_shared(sx, offset=(stage, 0, 0, start), shape=(SLICES, BM, STEP))
             part = product(weight, tile, part, CT, PARTS)
-        acc = acc + part * scales[first // span].to(f32) if GROUP else part
+        if GROUP:
+            scale = load_shared(tables[0], offset=place, shape=(SLICES, 1, ROWS))
+            part = acc + part * by_lane(scale, PACK).to(f32)
+        acc = part
     return acc
 
 
@@ -162,29 +176,29 @@ def sliced_matmul(
     col, tile_n, part = block_id(0) * BM, block_id(1) * TILES, block_id(2)
     row, (most, count) = tile_n * BN, share_of(part, cdiv(k, SLICES * BK), SPLIT)
     gw, gx = operand_views(w, x, m, n, k, part, most, count, PACK, SLICES, SPLIT, EVEN)
-    gs = table_view(scales, n, groups, most, count, PACK, SLICES, SPLIT, GROUP, EVEN)
-    gz = table_view(zero_points, n, groups, most, count, PACK, SLICES, SPLIT, GROUP, EVEN)
+    tables = tables_of(scales, zero_points, GROUP, ZERO)
+    views = (gw, gx, *[table_view(x, n, groups, most, count, BK, SLICES, SPLIT, GROUP, EVEN) for x in tables])
     sw, sx = alloc_shared(u32, (STAGES, *words.shape)), alloc_shared(XT, (STAGES, SLICES, BM, BK))
+    columns = BK // gcd(GROUP, BK)
+    stages = (sw, sx, *[alloc_shared(x.dtype, (STAGES, SLICES, columns, TILES * BN)) for x in tables])
     for s in static_range(STAGES - 1):
-        fetch(sw, sx, gw, gx, tile_n, col, part, s, most, s, TILES, EVEN)
-    tables = tables_of(gs, gz, (part, 0, most, row), PACK, SLICES, TILES, GROUP, ZERO, EVEN)
+        fetch(stages, views, tile_n, col, part, s, most, s, PACK, TILES, GROUP, EVEN)
+    zero = zeros_of_rows(zero_points, row, n, PACK, SLICES, TILES) if ZERO == "tensor" and not GROUP else 0
     acc = zeros((SLICES, TILES * BN, BM), f32)
     stage, free = 0, STAGES - 1
     for t in range(count):
         wait_group(STAGES - 2)
         sync()  # trip t is there for all threads, and all have left trip t - 1, whose stage is filled next
-        fetch(sw, sx, gw, gx, tile_n, col, part, t + (STAGES - 1), most, free, TILES, EVEN)
+        fetch(stages, views, tile_n, col, part, t + (STAGES - 1), most, free, PACK, TILES, GROUP, EVEN)
         packed = load_shared(sw, offset=(stage, 0, 0, 0, 0), shape=words.shape, layout=words)
         codes = view(packed, PACK.dtype, fragment, bits)
-        acc = multiply(codes, sx, stage, tables, acc, CT, PARTS, PACK, GROUP, STEP, ZERO)
-        if GROUP:  # a trip ahead: nobody waits for them
-            tables = tables_of(gs, gz, (part, t + 1, most, row), PACK, SLICES, TILES, GROUP, ZERO, EVEN)
+        acc = multiply(codes, stages, stage, zero, acc, CT, PARTS, PACK, GROUP, STEP, ZERO)
         free = stage
         stage += 1
         if stage == STAGES:
             stage = 0
-    by_lane = sum(acc, 0).reshape((TILES, PACK.interleave, BN // PACK.interleave, BM))
-    rows = by_lane.transpose((0, 2, 1, 3)).reshape((TILES * BN, BM))
+    lanes = sum(acc, 0).reshape((TILES, PACK.interleave, BN // PACK.interleave, BM))
+    rows = lanes.transpose((0, 2, 1, 3)).reshape((TILES * BN, BM))
     if SPLIT == 1:
         shared = global_view(scales, shape=(n, groups), strides=(1, n))
         rows = finish(rows, shared, tensor_scale, bias, row, n, GROUP, SCALED, BIAS, ACTIVATION)
