@@ -14,7 +14,8 @@ from typing import Any
 from record import RESULTS
 
 from tilus.casts import linear
-from tilus.dtypes import DataType, Float, dtype
+from tilus.dtypes import DataType, Float, dtype, f16
+from tilus.kernels.configure_gpu import compute_dtype
 
 Row = Mapping[str, Any]
 
@@ -155,7 +156,7 @@ def loop_reason(kind: DataType) -> str:
     if kind.is_integer:
         return "seven bits" if kind.nbits == 7 else "zero points"
     if isinstance(kind, Float):
-        return "range" if kind.name in ("f6e5m0", "f7e5m1", "f7e6m0", "f8e6m1", "f8e7m0") else "floats"
+        return "range" if compute_dtype(kind, f16) != f16 else "floats"
     return "digits" if kind.name == "t1.6" else "table"
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from tilus.dtypes import DataType, f32
 from tilus.ir.target import target as find_target
 from tilus.kernels.configure import adding_kernel, ending, matmul_program, rows_per_block
-from tilus.kernels.configure_gpu import divides, fair_split, gpu_batch_tiles, parts_of, tile_bytes
+from tilus.kernels.configure_gpu import divides, fair_split, gpu_batch_tiles, parts_of, table_bytes, tile_bytes
 from tilus.runtime.kernel import BoundKernel, Kernel
 from tilus.runtime.knobs import knobs
 from tilus.runtime.weights.quantize import NUMPY_TYPES, quantize
@@ -167,8 +167,7 @@ def _batch_tiles(problem: Problem, largest: int) -> list[int]:
 def _variants(problem: Problem, bm: int, target: str) -> Iterator[Configuration]:
     first = default_configuration(problem, bm)
     most, pack = first.get("SLICES", 1), problem.form.pack
-    tables = 4 * 32 << 2 * pack.dtype.nbits if pack.dtype.is_codebook else 0
-    room = find_target(target).max_shared_bytes - BLOCK_MARGIN - tables
+    room = find_target(target).max_shared_bytes - BLOCK_MARGIN - table_bytes(pack)
     for shares in _shares(first, pack.tile[1], problem.k, most):
         shared = first.replace(**shares)
         for stages in range(2, min(room // stage_size(problem, shared), DEEPEST) + 1):

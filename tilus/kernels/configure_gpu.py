@@ -108,12 +108,12 @@ def _slices(form: WeightFormat, activation: DataType, scale: DataType, compute: 
     if form.zero_point == "tensor" and 0 < form.group_size <= width // 4:
         held *= 2  # many zero points
     wanted = WARPS * FEW_ACTIVATIONS // max(held, FEW_ACTIVATIONS)
-    while wanted > 1 and 2 * wanted * tile_bytes(form, activation, scale, bm) > MOST_BYTES - _table_bytes(pack):
+    while wanted > 1 and 2 * wanted * tile_bytes(form, activation, scale, bm) > MOST_BYTES - table_bytes(pack):
         wanted //= 2
     return max(wanted, 1)
 
 
-def _table_bytes(pack: PackLayout) -> int:
+def table_bytes(pack: PackLayout) -> int:
     """Return the bytes of the table of pairs of a codebook's values, in a copy for each of 32 banks."""
     return 4 * 32 << 2 * pack.dtype.nbits if pack.dtype.is_codebook else 0
 
@@ -150,4 +150,4 @@ def ternary_constants(
 
 def _stages(pack: PackLayout, trip: int) -> int:
     """Return how many trips' bytes to keep in shared memory: what fits every GPU, 2 to 4."""
-    return min(max((WANTED_BYTES - _table_bytes(pack)) // trip, 2), 4)
+    return min(max((WANTED_BYTES - table_bytes(pack)) // trip, 2), 4)

@@ -81,7 +81,7 @@ class MatmulCost:
     @cached_property
     def weights_per_trip(self) -> int:
         """Weights that a thread consumes in one trip of the machine code's loop: ptxas may have unrolled it."""
-        per_tile = weights_per_block(self.form, self.constants) // self.threads
+        per_tile = tiles_per_trip(self.constants) * prod(self.form.pack.tile) // self.threads
         expected = tensor_instructions(self.compiled.ir)
         found = self.loop.mix["mma"]
         if not expected or not found:
@@ -150,20 +150,10 @@ def tiles_per_trip(constants: Mapping[str, Any]) -> int:
     return slices * tiles
 
 
-def weights_per_block(form: WeightFormat, constants: Mapping[str, Any]) -> int:
-    """Return the weights that a block takes in a trip of its loop as it is written."""
-    return tiles_per_trip(constants) * prod(form.pack.tile)
-
-
-def stage_bytes(form: WeightFormat, constants: Mapping[str, Any]) -> int:
-    """Return the bytes of weights that a block takes in a trip of its loop."""
-    return tiles_per_trip(constants) * 4 * prod(form.pack.words.shape)
-
-
 def bytes_in_flight(form: WeightFormat, constants: Mapping[str, Any]) -> int:
     """Return the bytes of weights that a block has asked for and not yet seen, in the middle of its loop."""
     stages: int = constants["STAGES"]
-    return (stages - 1) * stage_bytes(form, constants)
+    return (stages - 1) * tiles_per_trip(constants) * 4 * prod(form.pack.words.shape)
 
 
 def _loop_lines(program: Program) -> list[InstStmt]:

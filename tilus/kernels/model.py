@@ -101,12 +101,14 @@ class _Blocks:
     read: int  # bytes that it reads from the second-level cache
     flight: int
     warps: int
+    weights: float  # that a thread takes
 
 
 def _blocks(problem: Problem, configuration: Configuration, facts: CodeFacts | None, device: Device) -> _Blocks:
     (rows, width), bm, split = problem.form.pack.tile, configuration["BM"], configuration.get("SPLIT", 1)
-    columns = -(-problem.k // width) * width // split
-    along_n = -(-problem.n // (rows * configuration.get("TILES", 1)))
+    rows *= configuration.get("TILES", 1)
+    columns, along_n = -(-problem.k // width) * width // split, -(-problem.n // rows)
+    threads = block_threads(problem.form, dict(configuration.constants))
     count = -(-problem.m // bm) * along_n * split
     streamed = weight_bytes(problem) // along_n // split
     return _Blocks(
@@ -116,7 +118,8 @@ def _blocks(problem: Problem, configuration: Configuration, facts: CodeFacts | N
         streamed=streamed,
         read=streamed + bm * columns * problem.activation.nbits // 8,
         flight=bytes_in_flight(problem.form, dict(configuration.constants)),
-        warps=block_threads(problem.form, dict(configuration.constants)) // WARP,
+        warps=threads // WARP,
+        weights=rows * columns / threads,
     )
 
 
@@ -129,11 +132,7 @@ def _resident(problem: Problem, configuration: Configuration, device: Device) ->
 def predict(problem: Problem, configuration: Configuration, facts: CodeFacts | None, device: Device) -> Prediction:
     """Predict the time of a configuration; without its facts, what it takes if code were free."""
     blocks = _blocks(problem, configuration, facts, device)
-    trips = 0.0
-    if facts is not None:
-        rows, width = problem.form.pack.tile
-        weights = rows * configuration.get("TILES", 1) * -(-problem.k // width) * width // configuration.get("SPLIT", 1)
-        trips = weights / (facts.weights * block_threads(problem.form, dict(configuration.constants)))
+    trips = blocks.weights / facts.weights if facts else 0.0
     capacity = device.sms * blocks.resident
     full, rest = divmod(blocks.count, capacity)
     waves = [(full, capacity)] * bool(full) + [(1, rest)] * bool(rest)
