@@ -30,7 +30,7 @@ class Trace:
     accesses : Counter
         How often threads accessed memory, by position of the instruction.
     events : dict
-        Accesses by position: opcode, threads, addresses, and what is stored there.
+        Accesses by position: opcode, threads, addresses, and what is stored there; of stores and copies the blocks.
     """
 
     def __init__(self) -> None:
@@ -67,8 +67,11 @@ class Trace:
 
         def note(threads: np.ndarray, parts: Sequence[tuple[str, int]]) -> None:
             if len(threads):
-                what = [machine.rows[name][threads].tobytes() for name, _ in parts]
-                event = hash((code.opcode, threads.tobytes(), *what, *(offset for _, offset in parts)))
+                who, *what = threads, *(machine.rows[name][threads] for name, _ in parts)
+                if code.root in ("cp", "st"):  # which thread of a block does it, or how many do, does not matter
+                    columns = np.array([x.astype(np.uint64) for x in (machine.block_of[threads], *what)])
+                    who, *what = np.unique(columns, axis=1)
+                event = hash((code.opcode, who.tobytes(), *(x.tobytes() for x in what), *(n for _, n in parts)))
                 self.events[context.code][event] += 1
 
         def noted(group: Group) -> None:
