@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -93,18 +93,26 @@ def imported_names(path: Path, node: ast.Import | ast.ImportFrom) -> list[str]:
     return [f"{base}.{alias.name}" for alias in node.names]
 
 
-def imports(path: Path, tree: ast.Module) -> Iterator[tuple[int, str, bool]]:
-    """Yield (line, absolute name, inside a function?) for every import."""
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
+def imports(path: Path, tree: ast.Module) -> tuple[tuple[int, str, bool], ...]:
+    """Return (line, absolute name, inside a function?) for every import."""
     inside = {
         id(child)
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         for child in ast.walk(node)
     }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            for name in imported_names(path, node):
-                yield node.lineno, name, id(node) in inside
+    return tuple(
+        (node.lineno, name, id(node) in inside)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in imported_names(path, node)
+    )
 
 
 def type_checking_lines(tree: ast.Module) -> set[int]:
@@ -186,19 +194,14 @@ def file_length(path: Path, text: str) -> list[str]:
 
 @pytest.mark.parametrize("rule", [direction, apart, heavy, hidden])
 def test_imports(rule) -> None:
-    complaints = [text for path in sources("tilus") for text in rule(path, ast.parse(path.read_text()))]
+    complaints = [text for path in sources("tilus") for text in rule(path, tree_of(path))]
     assert not complaints, "\n".join(complaints)
 
 
 @pytest.mark.parametrize(("top", "place"), [(top, place) for top, places in HEAVY_PLACES.items() for place in places])
 def test_every_place_of_a_heavy_module_needs_it(top: str, place: str) -> None:
     files = [path for path in sources("tilus") if is_within(module_name(path), place)]
-    used = {
-        name.split(".")[0]
-        for path in files
-        for _, name, local in imports(path, ast.parse(path.read_text()))
-        if not local
-    }
+    used = {name.split(".")[0] for path in files for _, name, local in imports(path, tree_of(path)) if not local}
     assert top in used, f"no module of {place} imports {top}: take it off the list"
 
 
@@ -213,7 +216,7 @@ def test_sizes() -> None:
     paths = sources("tilus", "tests", "bench")
     assert len(paths) > 5
     complaints = [text for path in paths for text in file_length(path, path.read_text())]
-    complaints += [text for path in paths for text in function_length(path, ast.parse(path.read_text()))]
+    complaints += [text for path in paths for text in function_length(path, tree_of(path))]
     assert not complaints, "\n".join(complaints)
 
 

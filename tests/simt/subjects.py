@@ -143,6 +143,16 @@ LISTED: tuple[tuple[str, str, str], ...] = (
         r"drop: bar\.sync 0;  dropped",
         "the loop's own barrier stands between the table's fill and the first look-up",
     ),
+    (
+        "nf4",
+        r"(mask: and\.b32 .*, 124; |table: lop3\.b32 .*, 0xea; )",
+        "looks up in another bank's copy of the table: slower, and counted by `tests/simt/test_tables.py`",
+    ),
+    (
+        "f32 activations",
+        r"constant: mov\.u32 %r\d+, 0;  ->  mov\.u32 %r\d+, 1;",
+        "sums begin with the least number above zero, which rounding takes away",
+    ),
 )
 
 

@@ -147,3 +147,29 @@ def test_matrices_of_weights(name, arch):
         matrix = expand(like, w.words, w.scales, w.zero_points, w.format, 17, 133)
     np.testing.assert_array_equal(bits([matrix]), bits([w.dequantize("f16")]))
     assert matrix.any()
+
+
+# --- planted ----------------------------------------------------------------------------------------------------------
+
+CASE = {"name": "u3", "where": "sm_80", "zero_point": True, "m": 9, "group": 32, "shape": (70, 300)}
+CASE |= {"activation": "f16", "bias": True}
+ARRAYS = {"x": 0, "words": 1, "scales": 2, "zeros": 3, "bias": 4, "y": 5}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_an_array_that_is_too_short_is_noticed(name):
+    """All of every array is used, and nothing beyond: half of the last row less, and there is a finding."""
+    program, args = quantized(CASE)
+    array = args[ARRAYS[name]].reshape(-1)
+    args[ARRAYS[name]] = array[: len(array) - max(1, args[ARRAYS[name]].shape[-1] // 2)].copy()
+    _, report = on_simt(program, args, max_findings=1)
+    assert report.findings[0].kind == "bounds"
+
+
+def test_a_flipped_bit_is_noticed():
+    program, args = quantized(CASE)
+    wanted = on_vm(program, args)[5]
+    args[1].reshape(-1).view(np.uint8)[5] ^= 1
+    found, report = on_simt(program, args)
+    assert report.ok
+    assert (found[5] != wanted).any()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -91,7 +92,7 @@ def run(
     LaunchError
         If the arguments do not fit the parameters, or the block the kernel.
     """
-    module = parse(ptx) if isinstance(ptx, str) else ptx
+    module = _parsed(ptx) if isinstance(ptx, str) else ptx
     if target not in (None, module.target):
         raise LaunchError(f"the PTX is for {module.target}, not {target}")
     if landing not in ("late", "early"):
@@ -102,6 +103,9 @@ def run(
     options = Options(landing, sanitize, metrics, max_pieces, max_findings, windows)
     _run_all(program, shape, options, report, bind(program, args))
     return report
+
+
+_parsed = lru_cache(maxsize=8)(parse)  # one text is run several times: for other shapes, or landings of copies
 
 
 def _run_all(program: Program, shape: Shape, options: Options, report: Report, arguments: Arguments) -> None:
