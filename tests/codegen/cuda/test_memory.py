@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tests.agreement.machines import on_vm
 from tests.codegen.cuda.build import RNG, Bench, as_buffer, codes_of, random_layout
 from tests.codegen.cuda.compare import compare, lowered, run_generated
+from tests.simt.library import on_simt
 from tilus.dtypes import bf16, dtype, f16, f32, i32, i64, u8
 from tilus.errors import CodegenError
 from tilus.ir.builder import op
@@ -107,7 +109,11 @@ def test_atomic_add(name: str, arch: str) -> None:
     view = b.inst(GlobalView(y, (const(3), const(7)), (const(7), const(1))), "view")
     tile = b.inst(Full(const(2 if kind.is_integer else 2.0, kind), (4, 8)), "tile")
     b.inst(AtomicAdd(view, tile, (b.block_id(0), const(-1)), (0, 1)))
-    compare(b.done(grid=(3,)), b.args, arch)
+    program = b.done(grid=(3,))
+    compare(program, b.args, arch)
+    found, report = on_simt(program, b.args, arch)
+    assert report.ok, str(report)
+    np.testing.assert_array_equal(found[0], on_vm(program, b.args)[0])
 
 
 def test_atomic_add_of_a_type_without_one() -> None:

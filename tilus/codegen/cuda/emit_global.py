@@ -167,7 +167,7 @@ def _swap_bf16(ctx: Context, pointer: Expr, code: Expr) -> Call:
     body: tuple[Stmt, ...] = (
         cpp.Declare("u32", "old"),
         cpp.Declare("u32", "seen", extent=1),
-        cpp.Do(ctx.ptx("ld_global_b16", seen, p)),
+        cpp.Set(seen[0], ctx.ptx("cas_b16", p, cpp.ZERO, cpp.ZERO)),  # a load would race with the others' swaps
         cpp.While(
             cpp.TRUE,
             (
