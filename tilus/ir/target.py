@@ -54,6 +54,7 @@ class Target:
 
 
 _KIB = 1024
+DEPENDENT_LAUNCH = 90  # capability from which on a kernel may start while the one before it ends
 _SIMULATED = "simt:"
 TARGETS: dict[str, Target] = {
     t.name: t

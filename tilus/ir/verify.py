@@ -10,6 +10,7 @@
 6. The grid is made of parameters only.
 7. `break` and `continue` stand in a loop.
 8. All register layouts have one number of threads: `num_threads` where that is set.
+9. `grid_dependency_wait` stands in no branch or loop, and what touches global memory comes behind the first one.
 """
 
 from __future__ import annotations
@@ -21,7 +22,16 @@ from typing import TypeAlias
 from tilus.dtypes import boolean
 from tilus.errors import TilusError, VerifyError, assert_never
 from tilus.ir.expr import EXPR_CLASSES, BlockId, CastExpr, Const, Expr, Op, Tensor, Var, dtype_of
-from tilus.ir.instructions import result_type
+from tilus.ir.instructions import (
+    AtomicAdd,
+    CopyAsync,
+    GridDependencyWait,
+    Instruction,
+    LoadElement,
+    LoadGlobal,
+    StoreGlobal,
+    result_type,
+)
 from tilus.ir.instructions.register import check_domain
 from tilus.ir.node import Node, children, is_identity, walk
 from tilus.ir.operators import OPERATORS
@@ -32,6 +42,10 @@ from tilus.ir.types import PointerType, RegisterType, ScalarType, SharedType, Ty
 
 # What is defined at a point of the program; None where control never comes, and so everything is.
 Defined: TypeAlias = frozenset[Var | Tensor] | None
+
+
+_ON_GLOBAL_MEMORY = (LoadGlobal, StoreGlobal, AtomicAdd, LoadElement, CopyAsync)
+_WAIT_FIRST = "an earlier kernel may still use it: only prefetch may come before the wait"
 
 
 def verify(program: Program, after: str = "") -> None:
@@ -79,6 +93,11 @@ class _Loop:
     at_breaks: Defined = None
 
 
+def _is(node: Node, *kinds: type[Instruction]) -> bool:
+    """Whether a statement is an instruction of some kinds."""
+    return isinstance(node, InstStmt) and isinstance(node.inst, kinds)
+
+
 def _meet(a: Defined, b: Defined) -> Defined:
     """Return what is defined where two ways join."""
     if a is None or b is None:
@@ -101,6 +120,7 @@ class _Checker:
     def run(self) -> list[_Breach]:
         self.header()
         self.body(self.program.body, frozenset(p.var for p in self.program.params))
+        self.dependency()
         return self.breaches
 
     def complain(self, message: str, node: Node, hint: str | None = None) -> None:
@@ -147,6 +167,19 @@ class _Checker:
             self.complain(f"the grid may depend on parameters only, not on {to_text(node, self.names)}", extent)
         if not strangers and self.expr(extent, params) and not dtype_of(extent).is_integer:
             self.complain(f"an extent of the grid is an integer, got {dtype_of(extent)}", extent)
+
+    def dependency(self) -> None:
+        """Check rule 9."""
+        body = self.program.body
+        first = next((i for i, stmt in enumerate(body) if _is(stmt, GridDependencyWait)), len(body))
+        for number, stmt in enumerate(body):
+            for inner in walk(stmt):
+                if inner is not stmt and _is(inner, GridDependencyWait):
+                    self.at = inner
+                    self.complain("grid_dependency_wait stands in a branch or loop", inner)
+                elif number < first < len(body) and _is(inner, *_ON_GLOBAL_MEMORY):
+                    self.at = inner
+                    self.complain("global memory is accessed before grid_dependency_wait", inner, _WAIT_FIRST)
 
     # Statements: each method returns what is defined after it
 

@@ -20,6 +20,7 @@ from tilus.lang.control import block_id, launch, static_range
 from tilus.lang.control import range_ as range
 from tilus.lang.define import Constant, KernelDef, Parameter, define, ptr
 from tilus.lang.functions import FUNCTIONS
+from tilus.lang.grid import grid_dependency_wait, launch_dependents, prefetch
 from tilus.lang.inline import InlineFunction, inline
 from tilus.lang.memory import (
     alloc_shared,
@@ -95,8 +96,10 @@ __all__ = [
     "floor",
     "full",
     "global_view",
+    "grid_dependency_wait",
     "inline",
     "launch",
+    "launch_dependents",
     "load_global",
     "load_shared",
     "log",
@@ -105,6 +108,7 @@ __all__ = [
     "maximum",
     "min",
     "minimum",
+    "prefetch",
     "ptr",
     "range",
     "reshape",

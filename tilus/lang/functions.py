@@ -5,7 +5,7 @@ Adding a function is writing its implementation (see `primitives.function`) and 
 
 from __future__ import annotations
 
-from tilus.lang import control, memory, tiles
+from tilus.lang import control, grid, memory, tiles
 from tilus.lang.primitives import LangFunction
 
 FUNCTIONS: dict[str, LangFunction] = {
@@ -26,6 +26,9 @@ FUNCTIONS: dict[str, LangFunction] = {
         memory.commit_group,
         memory.wait_group,
         memory.sync,
+        grid.prefetch,
+        grid.grid_dependency_wait,
+        grid.launch_dependents,
         tiles.full,
         tiles.zeros,
         tiles.arange,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tilus.ir.expr import Expr, Tensor
-from tilus.ir.instructions import AtomicAdd, CopyAsync, GlobalView, Instruction, LoadGlobal, StoreGlobal
+from tilus.ir.instructions import AtomicAdd, CopyAsync, GlobalView, Instruction, LoadGlobal, Prefetch, StoreGlobal
 from tilus.ir.program import Program
 from tilus.ir.types import GlobalType
 from tilus.passes.analyze import Analysis
@@ -21,7 +21,7 @@ MAX_BYTES = 16  # the widest access of one thread to any memory
 
 @dataclass(frozen=True, slots=True)
 class GlobalAccess:
-    """A rectangular part of a view: the fields that load, store, atomic add and asynchronous copy have in common.
+    """A rectangular part of a view: the fields that load, store, atomic add, asynchronous copy and prefetch have in common.
 
     `dims` says which dimension of the view each tile dimension runs along.
     """
@@ -41,7 +41,10 @@ def views_of(program: Program) -> dict[Tensor, GlobalView]:
 def global_access(inst: Instruction, views: Mapping[Tensor, GlobalView]) -> GlobalAccess | None:
     """Return an instruction's access to global memory, None if it has none by tiles."""
     match inst:
-        case LoadGlobal(view=view, offset=offset, shape=shape, dims=dims):
+        case (
+            LoadGlobal(view=view, offset=offset, shape=shape, dims=dims)
+            | Prefetch(view=view, offset=offset, shape=shape, dims=dims)
+        ):
             pass
         case (
             StoreGlobal(view=view, tile=tile, offset=offset, dims=dims)

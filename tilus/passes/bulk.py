@@ -1,4 +1,4 @@
-"""Which asynchronous copies are one piece of memory on both sides, so that one thread moves them by one instruction.
+"""Which tiles are one piece of memory, so that one thread moves or prefetches them by one instruction.
 
 A packed tile of weights is such a piece. Where it may end outside of the view, in the dimension that is outermost in
 memory, the part inside is a piece from its start on.
@@ -33,9 +33,14 @@ def is_bulk(source: GlobalAccess, to: SharedAccess, layout: SharedLayout, width:
         Elements in a row that are proved to be aligned and contiguous on both sides.
     analysis : Analysis
     """
-    if width * source.nbits != 8 * _UNIT or prod(source.shape) * source.nbits // 8 < _LEAST:
-        return False
-    return _is_piece(source, analysis) and _has_prefix_inside(source, analysis) and _is_row(to, layout)
+    large = prod(source.shape) * source.nbits // 8 >= _LEAST
+    return large and is_piece(source, width, analysis) and _is_row(to, layout)
+
+
+def is_piece(source: GlobalAccess, width: int, analysis: Analysis) -> bool:
+    """Whether a tile, up to the end of its view, is one piece of memory made of aligned units of 16 bytes."""
+    aligned = width * source.nbits == 8 * _UNIT
+    return aligned and _is_dense(source, analysis) and _has_prefix_inside(source, analysis)
 
 
 def outermost(shape: tuple[int, ...]) -> int:
@@ -43,7 +48,7 @@ def outermost(shape: tuple[int, ...]) -> int:
     return next((d for d, extent in enumerate(shape) if extent > 1), 0)
 
 
-def _is_piece(source: GlobalAccess, analysis: Analysis) -> bool:
+def _is_dense(source: GlobalAccess, analysis: Analysis) -> bool:
     step = 1
     for at, extent in zip(reversed(source.dims), reversed(source.shape), strict=True):
         if extent > 1 and analysis.of(source.view.strides[at]).constant != step:

@@ -27,6 +27,7 @@ from tilus.ir.instructions import (
     Instruction,
     LoadGlobal,
     LoadShared,
+    Prefetch,
     Reduce,
     Reshape,
     Slice,
@@ -42,7 +43,7 @@ from tilus.ir.target import Target
 from tilus.layouts import RegisterLayout, classify_conversion, index_table, locate_table
 from tilus.passes.access import GlobalAccess, contiguous_dim, global_access, unmasked_dims, views_of, widest
 from tilus.passes.analyze import Analysis, analyze
-from tilus.passes.bulk import BULK_CAPABILITY, is_bulk
+from tilus.passes.bulk import BULK_CAPABILITY, is_bulk, is_piece
 from tilus.passes.dot_layouts import matches_fma, matches_mma
 from tilus.passes.plan_shared import barriers_of, find_tenants, may_share
 from tilus.passes.shared_access import local_run, matrix_load, shared_access, vector_width
@@ -299,4 +300,5 @@ _NEED_SELECTION = (
     LoadShared,
     StoreShared,
     CopyAsync,
+    Prefetch,
 )

@@ -10,7 +10,10 @@ from tilus.ir.instructions import (
     AtomicAdd,
     CommitGroup,
     CopyAsync,
+    GridDependencyWait,
     Instruction,
+    LaunchDependents,
+    Prefetch,
     Print,
     StoreGlobal,
     StoreShared,
@@ -32,6 +35,9 @@ EFFECTS: tuple[type[Instruction], ...] = (
     Sync,
     Print,
     Assert,
+    Prefetch,
+    GridDependencyWait,
+    LaunchDependents,
 )
 
 

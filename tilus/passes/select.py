@@ -22,17 +22,18 @@ from tilus.ir.instructions import (
     Instruction,
     LoadGlobal,
     LoadShared,
+    Prefetch,
     StoreGlobal,
     StoreShared,
 )
 from tilus.ir.node import Node, rewrite
 from tilus.ir.program import Program
 from tilus.ir.stmt import InstStmt, Selected
-from tilus.ir.target import Target
+from tilus.ir.target import DEPENDENT_LAUNCH, Target
 from tilus.layouts import Access, BankReport, RegisterLayout, dealt_vectors
 from tilus.passes.access import contiguous_dim, global_access, unmasked_dims, views_of, widest
 from tilus.passes.analyze import Analysis, analyze
-from tilus.passes.bulk import BULK_CAPABILITY, is_bulk
+from tilus.passes.bulk import BULK_CAPABILITY, is_bulk, is_piece
 from tilus.passes.conversion_kind import conversion_kind
 from tilus.passes.dot_layouts import matches_fma, matches_mma, mma_atoms, product_extents
 from tilus.passes.shared_access import SharedAccess, local_run, matrix_load, shared_access, tile_layout, vector_width
@@ -166,6 +167,23 @@ def _copy_async(inst: CopyAsync, out: None, context: _Context) -> Selected:
     return Selected(atom, width, ", ".join(x for x in (note, conflicts) if x), unmasked)
 
 
+# --- the grid -------------------------------------------------------------------------------------------------------
+
+
+def _prefetch(inst: Prefetch, out: None, context: _Context) -> Selected:
+    access = global_access(inst, context.views)
+    assert access is not None
+    if context.target.capability < DEPENDENT_LAUNCH:
+        return Selected("none", 1, f"{context.target.name} starts no kernel early")
+    dim = contiguous_dim(access, context.analysis)
+    limit = 1 if dim is None else inst.shape[dim] & -inst.shape[dim]
+    width, note = widest(access, dim, limit, context.analysis)
+    if not is_piece(access, width, context.analysis):
+        return Selected("none", width, f"no aligned piece of memory; {note}")
+    size = f"{prod(inst.shape) * access.nbits // 8} B by one thread"
+    return Selected("cp.async.bulk.prefetch", width, size, unmasked_dims(access, context.analysis))
+
+
 # --- registers ------------------------------------------------------------------------------------------------------
 
 
@@ -193,6 +211,7 @@ _SELECTORS: dict[type[Instruction], Callable[[Any, Any, _Context], Selected]] = 
     LoadShared: _load_shared,
     StoreShared: _store_shared,
     CopyAsync: _copy_async,
+    Prefetch: _prefetch,
     Dot: _dot,
     ConvertLayout: _convert_layout,
 }

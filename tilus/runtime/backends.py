@@ -58,6 +58,7 @@ def _build_cuda(lowered: Program, target: Target) -> Files:
         "shared": source.dynamic_shared_bytes,
         "threads": lowered.num_threads,
         "windows": source.windows,
+        "dependent": source.dependent,
     }
     return {
         "meta.json": json.dumps(meta).encode(),
@@ -87,7 +88,7 @@ def _with_fewest_spills(text: str, arch: str) -> tuple[str, CudaBinary]:
 
 def _load_cuda(built: Built) -> Launch:
     meta = json.loads(built.files["meta.json"])
-    kernel = CudaKernel(built.files["kernel.cubin"], meta["kernel"], meta["shared"])
+    kernel = CudaKernel(built.files["kernel.cubin"], meta["kernel"], meta["shared"], meta["dependent"])
     kinds = [p.var.type for p in built.program.params]
     threads = (meta["threads"], 1, 1)
 

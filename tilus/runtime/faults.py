@@ -18,6 +18,7 @@ _HINTS = {
     "uninitialized": "store to it first, with a sync() between",
     "deadlock": "all threads of a block have to come to the same sync(), and a loop has to end",
     "misaligned": "a promise (multiples=...) that the arguments do not keep?",
+    "dependency": _COMPILER,
     "divergence": _COMPILER,
     "barrier": _COMPILER,
     "proxy": _COMPILER,

@@ -47,7 +47,8 @@ def simulate(
             padded.append((own, args[-1]))
     report = simt.run(
         built.files["kernel.ptx"].decode(), meta["kernel"], args, (*grid, 1, 1)[:3], meta["threads"],
-        shared_bytes=meta["shared"], target=built.target.code.name, windows=meta["windows"], **options,
+        shared_bytes=meta["shared"], target=built.target.code.name, windows=meta["windows"],
+        dependent=meta["dependent"], **options,
     )  # fmt: skip
     for own, longer in padded:
         own.reshape(-1).view(np.uint8)[:] = longer[: own.nbytes]

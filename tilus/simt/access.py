@@ -151,8 +151,10 @@ class Access:
         self.machine.race(conflicts, part.space, self.code, part.threads, part.addresses, self.verb)
 
     def count(self, part: Part) -> None:
-        """Count what the access costs."""
+        """Count what the access costs, and check that it comes after the wait for earlier kernels."""
         machine = self.machine
+        if machine.options.dependent and part.space == "global":
+            machine.too_early(self.code, part.threads, part.addresses, self.verb)
         if machine.options.metrics and part.space in ("shared", "global"):
             instruction = machine.program.code[self.code]
             metrics.count(machine.report, instruction, part.space, part.addresses, part.threads, self.nbytes)

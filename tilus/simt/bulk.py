@@ -66,6 +66,10 @@ class BulkCopies:
 
     def begin(self, transfer: Transfer, addresses: tuple[int, int]) -> None:
         """Check both sides of a copy and begin it."""
+        if self.machine.options.dependent:
+            spaces = transfer.to_space, transfer.from_space
+            where = np.array([a for a, space in zip(addresses, spaces, strict=True) if space == "global"], np.uint64)
+            self.machine.too_early(transfer.code, np.repeat(transfer.thread, len(where)), where, "bulk copy")
         self._check_source(transfer, addresses[1])
         self._check_target(transfer, addresses[0])
         early = self.machine.options.landing == "early"

@@ -42,9 +42,6 @@ def _wait(context: Context) -> Step:
     return lambda group: machine.units["bulk"].wait(machine.numbers[group], pending, read_only=read_only)
 
 
-@decoder("cp.async.bulk.prefetch")
-def _prefetch(context: Context) -> Step:
-    return lambda group: None
 
 
 @dataclass(slots=True)
@@ -194,6 +191,22 @@ def _flat(context: Context) -> Step:
             _begin(form, transfer, rank, (target, origin))
 
     return _each(form, one)
+
+
+@decoder("cp.async.bulk.prefetch")
+def _prefetch(context: Context) -> Step:
+    """Decode a prefetch of global memory, whose bounds are checked although it moves nothing."""
+    context.opcode.drop("L2", "L2::cache_hint")
+    context.opcode.choose("global")
+    context.opcode.finish()
+    source, nbytes = context.address(context.operands[0]), context.read(context.operands[1], "u32")
+    machine = context.machine
+
+    def step(group: Group) -> None:
+        for thread, address, size in zip(machine.numbers[group], *_spread(group, source, nbytes), strict=True):
+            Access
+
+    return step
 
 
 @decoder("st.async")

@@ -415,9 +415,22 @@ def _is_space(context: Context) -> Step:
     return step
 
 
-@decoder("nanosleep", "prefetch", "prefetchu", "discard", "applypriority", "griddepcontrol", "pmevent")
+@decoder("nanosleep", "prefetch", "prefetchu", "discard", "applypriority", "pmevent")
 def _nothing(context: Context) -> Step:
     return lambda group: None
+
+
+@decoder("griddepcontrol")
+def _dependency(context: Context) -> Step:
+    """Decode the wait for earlier kernels, and the leave for later ones to start."""
+    machine, waits = context.machine, context.opcode.choose("wait", "launch_dependents") == "wait"
+    context.opcode.finish()
+
+    def step(group: Group) -> None:
+        if waits:
+            machine.early[group] = False
+
+    return step
 
 
 @decoder("createpolicy")

@@ -54,7 +54,7 @@ def run(
     cluster: int | Sequence[int] | None = None,
     target: str | None = None,
     sanitize: bool = True, metrics: bool = False, landing: str = "late", max_pieces: int = 200_000,
-    max_findings: int | None = None, windows: Sequence[tuple[int, int, int]] = (),
+    max_findings: int | None = None, windows: Sequence[tuple[int, int, int]] = (), dependent: bool = False,
 ) -> Report:  # fmt: skip
     """Run a kernel on the CPU, thread by thread.
 
@@ -84,6 +84,8 @@ def run(
     windows : sequence of (int, int, int)
         Which part of the dynamic shared memory code may load from and store to: from a line of the source on, the
         first byte and the end. Ascending.
+    dependent : bool
+        The kernel is started before earlier ones have ended: threads may not access arguments before they wait.
 
     Raises
     ------
@@ -100,7 +102,7 @@ def run(
     program = link(module, kernel)
     shape = _shape(program, grid, block, cluster, shared_bytes)
     report = Report(kernel, module.target)
-    options = Options(landing, sanitize, metrics, max_pieces, max_findings, windows)
+    options = Options(landing, sanitize, metrics, max_pieces, max_findings, windows, dependent)
     _run_all(program, shape, options, report, bind(program, args))
     return report
 

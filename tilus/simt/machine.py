@@ -46,6 +46,7 @@ class Options:
     max_pieces: int = 200_000
     max_findings: int | None = None
     windows: Sequence[tuple[int, int, int]] = ()
+    dependent: bool = False
 
 
 @dataclass(slots=True)
@@ -112,6 +113,7 @@ class Machine:
         self.pc = np.where(self.numbers % self.padded < self.threads_per_block, 0, EXITED).astype(np.int32)
         self.resume = np.zeros(self.threads, np.int32)
         self.last_turn = np.zeros(self.threads // LANES, np.int64)
+        self.early = np.full(self.threads, self.options.dependent)  # threads that have not waited for earlier kernels
         size = self.program.shared_bytes + self.shape.dynamic_shared
         names = [(address, name) for name, address in self.program.shared.items()]
         self.shared = SharedMemory(self.blocks, size, names)
@@ -177,6 +179,13 @@ class Machine:
         if space in ("global", "shared"):
             spot = (self.globals if space == "global" else self.shared).spot(address)
         self.find(kind, message, code, threads, address=address, space=space, spot=spot, **more)
+
+    def too_early(self, code: int, threads: Array, addresses: Array, verb: str) -> None:
+        """Report accesses to arguments by threads that have not waited for earlier kernels."""
+        early = self.early[threads] & self.globals.is_argument(addresses)
+        if early.any():
+            text = f"{verb} before griddepcontrol.wait: an earlier kernel may still use the memory"
+            self.find_at("dependency", text, code, threads[early], "global", int(addresses[early][0]))
 
     # --- proceeding -------------------------------------------------------------------------------------------------
 

@@ -94,6 +94,12 @@ class GlobalMemory(Memory):
             content = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else buffer.flat
             self.bytes[buffer.start : buffer.start + buffer.nbytes] = content
 
+    def is_argument(self, addresses: Array) -> Array:
+        """Return whether each address is of an argument, and not of a variable of the module."""
+        given = np.array([False, *(b.array is not None for b in self.buffers), False])
+        found: Array = given[np.minimum(addresses >> np.uint64(WINDOW_BITS), np.uint64(len(given) - 1)).astype(np.int64)]
+        return found
+
     def address(self, number: int) -> int:
         """Return where a buffer begins, for programs."""
         return ((number + 1) << WINDOW_BITS) + self.buffers[number].lead

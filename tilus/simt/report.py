@@ -43,7 +43,7 @@ class Finding:
     ----------
     kind : str
         `race`, `bounds`, `misaligned`, `uninitialized`, `pending`, `divergence`, `deadlock`, `barrier`, `proxy`,
-        `trap`.
+        `dependency`, `trap`.
     message : str
     instruction : Instruction or None
         The one that did it.

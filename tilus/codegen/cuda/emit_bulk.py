@@ -105,33 +105,72 @@ def begin(ctx: Context, phases: Phases, start: int) -> list[cpp.Stmt]:
 
 def copy(ctx: Context, inst: I.CopyAsync, phases: Phases, unmasked: tuple[int, ...]) -> None:
     """Have the part of a tile that lies inside of the view copied; all threads write zeros for the rest."""
-    rank = len(inst.shape)
-    outer = next((d for d in range(rank) if inst.shape[d] > 1), 0)
-    slices, at = inst.shape[outer], inst.src_dims[outer]
-    size = prod(inst.shape) // slices * _bytes_of(inst)
-    source = GlobalTile(ctx, inst.src, inst.src_offset, inst.src_dims, ((),) * rank, (*unmasked, at))
-    inside = source.inside((0,) * rank)
     with ctx.block():
-        count: Expr = cpp.Int(slices)
-        if at not in unmasked:
-            count = _clamped(ctx, ctx.views[inst.src], at, inst.src_offset[at], slices)
-        count = count if inside == cpp.TRUE else cpp.Conditional(inside, count, cpp.ZERO)
-        count = ctx.constant("u32", "count", count)
-        always = isinstance(count, cpp.Int)
-        with ctx.where(_LEADER if always else cpp.all_of([_LEADER, cpp.Binary("!=", count, cpp.ZERO)])):
+        piece = _piece(ctx, inst.src, inst.src_offset, inst.shape, inst.src_dims, unmasked)
+        with ctx.where(piece.exists):
             if phases.fenced:
                 ctx.do("fence_proxy_async")
-            ctx.do("mbarrier_expect", phases.barrier(_COMMITTED), count * size)
-            ctx.do(
-                "cp_async_bulk",
-                _address(ctx, inst),
-                source.address((0,) * rank),
-                count * size,
-                phases.barrier(_COMMITTED),
-            )
-        if not always:
-            with ctx.where(cpp.Binary("<", count, cpp.Int(slices))):
-                _write_zeros(ctx, _address(ctx, inst), count * (size // _UNIT), slices * size // _UNIT)
+            barrier = phases.barrier(_COMMITTED)
+            ctx.do("mbarrier_expect", barrier, piece.nbytes)
+            ctx.do("cp_async_bulk", _address(ctx, inst), piece.address, piece.nbytes, barrier)
+        if not piece.is_whole:
+            with ctx.where(cpp.Binary("<", piece.count, cpp.Int(piece.slices))):
+                first, last = piece.count * (piece.size // _UNIT), piece.slices * piece.size // _UNIT
+                _write_zeros(ctx, _address(ctx, inst), first, last)
+
+
+def prefetch(ctx: Context, inst: I.Prefetch, unmasked: tuple[int, ...]) -> None:
+    """Have the part of a tile that lies inside of the view prefetched."""
+    with ctx.block():
+        piece = _piece(ctx, inst.view, inst.offset, inst.shape, inst.dims, unmasked)
+        with ctx.where(piece.exists):
+            ctx.do("prefetch_bulk", piece.address, piece.nbytes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """The part of a tile that lies inside of its view: `count` of its `slices`, each of `size` bytes."""
+
+    address: Expr
+    count: Expr
+    slices: int
+    size: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the whole tile lies inside, as far as is known."""
+        return isinstance(self.count, cpp.Int)
+
+    @property
+    def nbytes(self) -> Expr:
+        """How much there is."""
+        return self.count * self.size
+
+    @property
+    def exists(self) -> Expr:
+        """Whether this is the thread that copies, and there is something to copy."""
+        return _LEADER if self.is_whole else cpp.all_of([_LEADER, cpp.Binary("!=", self.count, cpp.ZERO)])
+
+
+def _piece(
+    ctx: Context,
+    tensor: Tensor,
+    offset: tuple[ScalarExpr, ...],
+    shape: tuple[int, ...],
+    dims: tuple[int, ...],
+    unmasked: tuple[int, ...],
+) -> _Piece:
+    rank = len(shape)
+    outer = next((d for d in range(rank) if shape[d] > 1), 0)
+    slices, at = shape[outer], dims[outer]
+    source = GlobalTile(ctx, tensor, offset, dims, ((),) * rank, (*unmasked, at))
+    inside = source.inside((0,) * rank)
+    count: Expr = cpp.Int(slices)
+    if at not in unmasked:
+        count = _clamped(ctx, ctx.views[tensor], at, offset[at], slices)
+    count = count if inside == cpp.TRUE else cpp.Conditional(inside, count, cpp.ZERO)
+    size = prod(shape) // slices * source.dtype.nbits // 8
+    return _Piece(source.address((0,) * rank), ctx.constant("u32", "count", count), slices, size)
 
 
 def _clamped(ctx: Context, view: View, at: int, start: ScalarExpr, most: int) -> Expr:

@@ -12,6 +12,7 @@ from functools import lru_cache
 
 from tilus.codegen.cuda import cpp
 from tilus.ir.atoms import MMA_ATOMS, MmaAtom
+from tilus.ir.target import DEPENDENT_LAUNCH
 
 PREFIX = "ptx_"
 _CONSTRAINTS = {
@@ -178,6 +179,15 @@ def _bulk_copies() -> Iterator[Ptx]:
     text = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
     inputs = (Operand("address"), Operand("p", "const void*"), Operand("bytes"), barrier)
     yield Ptx("cp_async_bulk", text, None, inputs, "cp.async.bulk", 90, memory=True)
+    inputs = (Operand("p", "const void*"), Operand("bytes"))
+    text = "cp.async.bulk.prefetch.L2.global [%0], %1;"
+    yield Ptx("prefetch_bulk", text, None, inputs, "cp.async.bulk.prefetch", 90, memory=True)
+
+
+def _dependent_launches() -> Iterator[Ptx]:
+    section = "griddepcontrol"
+    yield Ptx("grid_dependency_wait", "griddepcontrol.wait;", None, (), section, DEPENDENT_LAUNCH, memory=True)
+    yield Ptx("launch_dependents", "griddepcontrol.launch_dependents;", None, (), section, DEPENDENT_LAUNCH, memory=True)
 
 
 @lru_cache(maxsize=64)
@@ -292,6 +302,7 @@ TABLE = _table(
     _matrix_loads(),
     _async_copies(),
     _bulk_copies(),
+    _dependent_launches(),
     _half_arithmetic(),
     _conversions(),
     _atomics(),

@@ -1,6 +1,7 @@
 """The instruction set: one dataclass and one table row each."""
 
 from tilus.ir.instructions.base import BY_NAME, INSTRUCTIONS, Instruction, InstructionSpec, result_type
+from tilus.ir.instructions.grid import GridDependencyWait, LaunchDependents, Prefetch
 from tilus.ir.instructions.memory import (
     AllocShared,
     AtomicAdd,
@@ -52,11 +53,14 @@ __all__ = [
     "Elementwise",
     "Full",
     "GlobalView",
+    "GridDependencyWait",
     "Instruction",
     "InstructionSpec",
+    "LaunchDependents",
     "LoadElement",
     "LoadGlobal",
     "LoadShared",
+    "Prefetch",
     "Print",
     "Reduce",
     "Reshape",

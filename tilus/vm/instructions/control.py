@@ -1,4 +1,4 @@
-"""Printing and assertions; `sync` belongs to shared memory."""
+"""Printing, assertions, and what needs nothing: kernels run one after another. `sync` belongs to shared memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tilus.dtypes import DataType
 from tilus.ir.expr import Expr, Tensor, dtype_of
-from tilus.ir.instructions import Assert, Print
+from tilus.ir.instructions import Assert, GridDependencyWait, Instruction, LaunchDependents, Prefetch, Print
 from tilus.ir.stmt import InstStmt
 from tilus.vm.fault import Fault
 from tilus.vm.registry import meaning
@@ -37,3 +37,10 @@ def assert_(block: Block, stmt: InstStmt, inst: Assert) -> None:
     """Stop unless the condition holds."""
     if not block.scalar(inst.cond):
         raise Fault(f"assertion failed: {inst.message}")
+
+
+@meaning(Prefetch)
+@meaning(GridDependencyWait)
+@meaning(LaunchDependents)
+def nothing(block: Block, stmt: InstStmt, inst: Instruction) -> None:
+    """There is no cache, and every earlier kernel has ended."""
