@@ -30,9 +30,12 @@ from tilus.ir.instructions import (
     Elementwise,
     Full,
     GlobalView,
+    GridDependencyWait,
+    LaunchDependents,
     LoadElement,
     LoadGlobal,
     LoadShared,
+    Prefetch,
     Print,
     Reduce,
     Reshape,
@@ -390,6 +393,14 @@ def _print_and_assert(draw, scope: Scope) -> None:
     scope.b.inst(Assert(const(True), draw(st.sampled_from(["never", "it's\n", 'a "quote"']))))
 
 
+def _ahead(draw, scope: Scope) -> None:
+    """Ask for a tile, which may lie anywhere, and let the next kernel start."""
+    shape = draw(st.sampled_from(SHAPES))
+    view = _input_view(draw, scope, len(shape))
+    scope.b.inst(Prefetch(view, tuple(_offset(draw, -4, 40) for _ in shape), shape, tuple(range(len(shape)))))
+    scope.b.inst(LaunchDependents())
+
+
 def _let(draw, scope: Scope) -> None:
     value = draw(expressions(scope, draw(st.sampled_from(SCALAR_DTYPES))))
     if (known := [v for v in scope.scalars if v.type.dtype == dtype_of(value)]) and draw(st.booleans()):
@@ -446,6 +457,7 @@ _SIMPLE = (
     _shapes,
     _dot,
     _print_and_assert,
+    _ahead,
     _let,
 )
 _NESTED = (_if, _for, _while)
@@ -468,6 +480,8 @@ def programs(draw, machine: Target = TARGETS["vm"], *, portable: bool = False) -
     n = b.scalar("n", i32, draw(st.sampled_from([1, 2, 4])))
     warps = draw(st.sampled_from([1, 2]))
     scope = Scope(b, inputs, outputs, n, machine, warps, portable)
+    if draw(st.booleans()):
+        b.inst(GridDependencyWait())
     _statements(draw, scope, 8, _SIMPLE + _NESTED)
     _store_global(draw, scope)
     return b.program((op("floordiv", n, 2), *((const(1),) if draw(st.booleans()) else ())), warps)

@@ -174,11 +174,12 @@ class _Checker:
         first = next((i for i, stmt in enumerate(body) if _is(stmt, GridDependencyWait)), len(body))
         for number, stmt in enumerate(body):
             for inner in walk(stmt):
+                if not isinstance(inner, InstStmt):
+                    continue
+                self.at = inner
                 if inner is not stmt and _is(inner, GridDependencyWait):
-                    self.at = inner
                     self.complain("grid_dependency_wait stands in a branch or loop", inner)
                 elif number < first < len(body) and _is(inner, *_ON_GLOBAL_MEMORY):
-                    self.at = inner
                     self.complain("global memory is accessed before grid_dependency_wait", inner, _WAIT_FIRST)
 
     # Statements: each method returns what is defined after it

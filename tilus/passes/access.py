@@ -21,7 +21,7 @@ MAX_BYTES = 16  # the widest access of one thread to any memory
 
 @dataclass(frozen=True, slots=True)
 class GlobalAccess:
-    """A rectangular part of a view: the fields that load, store, atomic add, asynchronous copy and prefetch have in common.
+    """A rectangular part of a view: the fields that loads, stores, atomic additions, copies and prefetches share.
 
     `dims` says which dimension of the view each tile dimension runs along.
     """

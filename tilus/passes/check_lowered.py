@@ -272,6 +272,14 @@ def _copy_async(inst: CopyAsync, stmt: InstStmt, context: _Context) -> Iterator[
             yield "a bulk copy moves one piece of memory, which the tile is not on both sides"
 
 
+def _prefetch(inst: Prefetch, stmt: InstStmt, context: _Context) -> Iterator[str]:
+    source, selected = global_access(inst, context.views), _selected(stmt)
+    assert source is not None
+    yield from _bounds(source, stmt, context)
+    if selected.atom != "none" and not is_piece(source, selected.width, context.analysis):
+        yield "one piece of memory is prefetched, which the tile is not"
+
+
 _RULES: dict[type[Instruction], Callable[[Any, InstStmt, _Context], Iterator[str]]] = {
     Copy: _same,
     Cast: _same,
@@ -290,6 +298,7 @@ _RULES: dict[type[Instruction], Callable[[Any, InstStmt, _Context], Iterator[str
     LoadShared: _shared,
     StoreShared: _shared,
     CopyAsync: _copy_async,
+    Prefetch: _prefetch,
 }
 _NEED_SELECTION = (
     Dot,

@@ -15,6 +15,8 @@ variable                   knob                  meaning
 `TILUS_PRINT_AUTOTUNING`   `print_autotuning`    print what the tuner tries and picks
 `TILUS_CPU_ACTIVATIONS`    `cpu_activations`     by weights of integers a CPU multiplies in f32: `exact`, or in 16-bit
                                                  integers: `fixed16`; `auto`, the default, is `exact` for f32 only
+`TILUS_DEPENDENT_LAUNCH`   `dependent_launch`    start a kernel while the one before it ends, where `sm_90a` can;
+                                                 on by default
 =========================  ====================  =========================================================
 """
 
@@ -117,6 +119,7 @@ _DUMP_DIR: Knob[Path | None] = Knob("TILUS_DUMP_DIR", _optional_folder, lambda: 
 _TUNE: Knob[bool] = Knob("TILUS_TUNE", _boolean, lambda: False)
 _PRINT_AUTOTUNING: Knob[bool] = Knob("TILUS_PRINT_AUTOTUNING", _boolean, lambda: False)
 _CPU_ACTIVATIONS: Knob[str] = Knob("TILUS_CPU_ACTIVATIONS", _activations, lambda: "auto")
+_DEPENDENT_LAUNCH: Knob[bool] = Knob("TILUS_DEPENDENT_LAUNCH", _boolean, lambda: True)
 
 KNOBS: dict[str, Knob[Any]] = {
     "target": _TARGET,
@@ -127,6 +130,7 @@ KNOBS: dict[str, Knob[Any]] = {
     "tune": _TUNE,
     "print_autotuning": _PRINT_AUTOTUNING,
     "cpu_activations": _CPU_ACTIVATIONS,
+    "dependent_launch": _DEPENDENT_LAUNCH,
 }
 
 
@@ -190,6 +194,11 @@ class Knobs:
     def cpu_activations(self) -> str:
         """How a CPU multiplies activations by weights of integers: `auto`, `exact` or `fixed16`."""
         return _read("cpu_activations", _CPU_ACTIVATIONS)
+
+    @property
+    def dependent_launch(self) -> bool:
+        """Whether kernels that wait for earlier ones themselves are started before those have ended."""
+        return _read("dependent_launch", _DEPENDENT_LAUNCH)
 
     @contextmanager
     def scope(self, **overrides: Any) -> Iterator[None]:

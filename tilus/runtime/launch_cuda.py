@@ -20,6 +20,8 @@ import numpy as np
 from tilus.dtypes import DataType
 from tilus.errors import LaunchError
 from tilus.ir.target import TARGETS, Target
+from tilus.runtime.knobs import knobs
+from tilus.runtime.launch_ex import launch_dependent
 from tilus.runtime.toolchain import INSTALL_HINT
 
 Argument = int | float | np.generic | bytes
@@ -148,12 +150,15 @@ class CudaKernel:
         Of the kernel, as the cubin has it (`extern "C"`).
     dynamic_shared : int
         Bytes of dynamic shared memory per block.
+    dependent : bool
+        The kernel waits for earlier ones itself: it is started before they have ended.
     """
 
-    def __init__(self, cubin: bytes, name: str, dynamic_shared: int = 0) -> None:
+    def __init__(self, cubin: bytes, name: str, dynamic_shared: int = 0, dependent: bool = False) -> None:
         self.cubin = cubin
         self.name = name
         self.dynamic_shared = dynamic_shared
+        self.dependent = dependent
         self._functions: dict[int, Any] = {}
         self._lock = threading.Lock()
 
@@ -209,7 +214,12 @@ class CudaKernel:
         pointers = (ctypes.c_void_p * max(len(slots) // _SLOT, 1))(*range(base, base + len(slots), _SLOT))
         shared, where = self.dynamic_shared, ctypes.addressof(pointers)
         try:
-            driver.launchKernel(function.ptr, *_extents(grid), *_extents(block), shared, stream, where, 0)
+            if self.dependent and knobs.dependent_launch:
+                status = launch_dependent(function.ptr, _extents(grid), _extents(block), shared, stream, where)
+                if status:
+                    raise driver.CUDADriverError(status)
+            else:
+                driver.launchKernel(function.ptr, *_extents(grid), *_extents(block), shared, stream, where, 0)
         except driver.CUDADriverError as error:
             raise LaunchError(
                 f"the driver refused kernel {self.name!r} with grid {tuple(grid)}, block {tuple(block)} and {shared} "

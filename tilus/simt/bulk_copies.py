@@ -42,8 +42,6 @@ def _wait(context: Context) -> Step:
     return lambda group: machine.units["bulk"].wait(machine.numbers[group], pending, read_only=read_only)
 
 
-
-
 @dataclass(slots=True)
 class _Form:
     """What all copies say: spaces, both addresses, a barrier, a mask of blocks, a reduction, further operands."""
@@ -196,15 +194,18 @@ def _flat(context: Context) -> Step:
 @decoder("cp.async.bulk.prefetch")
 def _prefetch(context: Context) -> Step:
     """Decode a prefetch of global memory, whose bounds are checked although it moves nothing."""
-    context.opcode.drop("L2", "L2::cache_hint")
-    context.opcode.choose("global")
+    context.opcode.drop("L2", "L2::cache_hint", "global")
     context.opcode.finish()
-    source, nbytes = context.address(context.operands[0]), context.read(context.operands[1], "u32")
-    machine = context.machine
+    source, size = context.address(context.operands[0]), context.read(context.operands[1], "u32")
+    machine, acc = context.machine, access(context, 1, "global", "prefetch")
 
     def step(group: Group) -> None:
-        for thread, address, size in zip(machine.numbers[group], *_spread(group, source, nbytes), strict=True):
-            Access
+        threads, first, nbytes = machine.numbers[group], source(group), size(group)
+        if ((first | nbytes.astype(np.uint64)) % np.uint64(_UNIT)).any():
+            text = f"a prefetch at an address, or of a size, that is no multiple of {_UNIT} bytes"
+            machine.find("misaligned", text, context.code, threads)
+        for byte in (first, first + nbytes.astype(np.uint64) - np.uint64(1)):
+            acc.locate("global", np.broadcast_to(byte, threads.shape), threads)
 
     return step
 

@@ -97,7 +97,8 @@ class GlobalMemory(Memory):
     def is_argument(self, addresses: Array) -> Array:
         """Return whether each address is of an argument, and not of a variable of the module."""
         given = np.array([False, *(b.array is not None for b in self.buffers), False])
-        found: Array = given[np.minimum(addresses >> np.uint64(WINDOW_BITS), np.uint64(len(given) - 1)).astype(np.int64)]
+        windows = np.minimum(addresses >> np.uint64(WINDOW_BITS), np.uint64(len(given) - 1))
+        found: Array = given[windows.astype(np.int64)]
         return found
 
     def address(self, number: int) -> int:

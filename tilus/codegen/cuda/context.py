@@ -97,6 +97,7 @@ class Context:
         self.tables: dict[str, cpp.Table] = {}
         self.bank_tables: dict[str, BankTable] = {}
         self.phases: Phases | None = None
+        self.dependent = False  # whether the kernel waits for earlier ones itself
         self.bit_layouts: dict[tuple[BitLayout, tuple[int, ...]], int] = {}
         self.digits: dict[tuple[int, int], str] = {}
         self.scratch_offset = -(-shared_bytes // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tilus.codegen.cuda import cpp, emit_bulk
+from tilus.codegen.cuda import emit_bulk
 from tilus.codegen.cuda.context import Context
 from tilus.codegen.cuda.emit_global import selected_of
 from tilus.ir import instructions as I

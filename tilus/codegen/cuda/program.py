@@ -104,7 +104,8 @@ class _Kernel:
         lines.body([*head, *ctx.head(), *body], 1)
         lines.add("}")
         windows = tuple((line, w.start, w.stop) if w else (line, 0, shared) for line, w in lines.windows)
-        return CudaSource("\n".join(lines.lines) + "\n", self.name, shared, tuple(lines.places), windows)
+        text = "\n".join(lines.lines) + "\n"
+        return CudaSource(text, self.name, shared, tuple(lines.places), windows, ctx.dependent)
 
     def _parameter(self, var: Var) -> str:
         name = self.ctx.declare(var)

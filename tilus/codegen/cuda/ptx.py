@@ -179,15 +179,13 @@ def _bulk_copies() -> Iterator[Ptx]:
     text = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
     inputs = (Operand("address"), Operand("p", "const void*"), Operand("bytes"), barrier)
     yield Ptx("cp_async_bulk", text, None, inputs, "cp.async.bulk", 90, memory=True)
-    inputs = (Operand("p", "const void*"), Operand("bytes"))
-    text = "cp.async.bulk.prefetch.L2.global [%0], %1;"
-    yield Ptx("prefetch_bulk", text, None, inputs, "cp.async.bulk.prefetch", 90, memory=True)
+    text, piece = "cp.async.bulk.prefetch.L2.global [%0], %1;", (Operand("p", "const void*"), Operand("bytes"))
+    yield Ptx("prefetch_bulk", text, None, piece, "cp.async.bulk.prefetch", 90, memory=True)
 
 
 def _dependent_launches() -> Iterator[Ptx]:
-    section = "griddepcontrol"
-    yield Ptx("grid_dependency_wait", "griddepcontrol.wait;", None, (), section, DEPENDENT_LAUNCH, memory=True)
-    yield Ptx("launch_dependents", "griddepcontrol.launch_dependents;", None, (), section, DEPENDENT_LAUNCH, memory=True)
+    for name, verb in (("grid_dependency_wait", "wait"), ("launch_dependents", "launch_dependents")):
+        yield Ptx(name, f"griddepcontrol.{verb};", None, (), "griddepcontrol", DEPENDENT_LAUNCH, memory=True)
 
 
 @lru_cache(maxsize=64)

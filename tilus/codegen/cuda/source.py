@@ -33,6 +33,8 @@ class CudaSource:
     windows : tuple of (int, int, int)
         Lines at which the code for a statement begins, ascending, and the first byte and the end of the dynamic shared
         memory that it may access: a statement's own tensor, or everything.
+    dependent : bool
+        Whether the kernel waits for earlier ones itself, so that it may be started before they have ended.
     """
 
     text: str
@@ -40,6 +42,7 @@ class CudaSource:
     dynamic_shared_bytes: int
     line_map: tuple[tuple[int, Loc], ...]
     windows: tuple[tuple[int, int, int], ...]
+    dependent: bool
 
 
 def prelude(ctx: Context) -> Lines:

@@ -20,11 +20,14 @@ from tilus.lang import (
     commit_group,
     copy_async,
     global_view,
+    grid_dependency_wait,
     inline,
     launch,
+    launch_dependents,
     load_global,
     load_shared,
     minimum,
+    prefetch,
     ptr,
     static_range,
     store_global,
@@ -51,6 +54,21 @@ def operand_views(w, x, m, n, k, part, most, count, PACK, SLICES, SPLIT, EVEN):
     last = minimum(tiles, (part * most + count) * SLICES) if SPLIT > 1 else tiles
     gw = global_view(w, shape=(cdiv(n, BN), last, *words), strides=(tiles * tile, *inner))
     return gw, global_view(x, shape=(m, minimum(k, last * BK) if SPLIT > 1 else k), strides=(k, 1))
+
+
+@inline
+def begin(stages, views, tile_n, col, part, most, PACK, TILES, GROUP, EVEN):
+    """Start copying the first trips, all but the last stage; weights are prefetched while earlier kernels end."""
+    gw, STAGES, SLICES, tile = views[0], stages[0].shape[0], stages[1].shape[1], stages[0].shape[2:]
+    for s in static_range(STAGES - 1):
+        for r in static_range(TILES):
+            first = (part * most + s) * SLICES
+            place = (tile_n + r, part, s, 0, 0, 0, 0) if EVEN else (tile_n + r, first, 0, 0, 0)
+            prefetch(gw, offset=place, shape=(SLICES, *tile))
+    grid_dependency_wait()
+    launch_dependents()
+    for s in static_range(STAGES - 1):
+        fetch(stages, views, tile_n, col, part, s, most, s, PACK, TILES, GROUP, EVEN)
 
 
 @inline
@@ -181,8 +199,7 @@ def sliced_matmul(
     sw, sx = alloc_shared(u32, (STAGES, *words.shape)), alloc_shared(XT, (STAGES, SLICES, BM, BK))
     columns = BK // gcd(GROUP, BK)
     stages = (sw, sx, *[alloc_shared(x.dtype, (STAGES, SLICES, columns, TILES * BN)) for x in tables])
-    for s in static_range(STAGES - 1):
-        fetch(stages, views, tile_n, col, part, s, most, s, PACK, TILES, GROUP, EVEN)
+    begin(stages, views, tile_n, col, part, most, PACK, TILES, GROUP, EVEN)
     zero = zeros_of_rows(zero_points, row, n, PACK, SLICES, TILES) if ZERO == "tensor" and not GROUP else 0
     acc = zeros((SLICES, TILES * BN, BM), f32)
     stage, free = 0, STAGES - 1

@@ -17,8 +17,10 @@ from tilus.lang import (
     copy_async,
     full,
     global_view,
+    grid_dependency_wait,
     inline,
     launch,
+    launch_dependents,
     load_global,
     load_shared,
     minimum,
@@ -106,6 +108,8 @@ def ternary_matmul(
     first, last = part * most, part * most + count
     gw, gx = operand_views(w, x, m, n, k, last, PACK, SPLIT)
     gs = global_view(scales, shape=(n, groups), strides=(1, n))
+    grid_dependency_wait()
+    launch_dependents()
     if STAGES:
         sw, sx = alloc_shared(u32, (STAGES, *words.shape)), alloc_shared(XT, (STAGES, BM, BK))
         for s in static_range(STAGES - 1):
