@@ -31,9 +31,6 @@ program everything(x: ptr[f16] % 16, w: ptr[u3], m: i32, n: i64 % 8, eps: f32) {
   threads 128
   shared 4096
   gx: global[f16, 2] = global_view(ptr=x, shape=(m, 64), strides=(64, 1))
-  prefetch(view=gx, offset=(0, 0), shape=(8, 64), dims=(0, 1)) : cp.async.bulk.prefetch width=8 unmasked=(1,)
-  grid_dependency_wait()
-  launch_dependents()
   t: register[f16, (4, 8), spatial(4,8) * replicated(4, rank=2)] = load_global(view=gx, offset=(0, block_id(1)), \
 shape=(4, 8), dims=(0, 1), other=-inf) : ld.global "because of \\"this\\""
   store_global(view=gx, tile=t, offset=(0, 0), dims=(0, 1)) : st.global width=8 unmasked=(0, 1) "16 B"
@@ -65,6 +62,9 @@ bits=bits(8, 16, "bbbbbbbbaaaaaaaa", units=1, flipped=0x80), form="subnormal", p
   acc: register[f32, (4, 4)] = full(value=0.0, shape=(4, 4))
   acc = dot(a=t, b=u, c=acc) : mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32
   print(format="{} is {}\\n", args=(acc, eps))
+  prefetch(view=gx, offset=(0, 0), shape=(8, 64), dims=(0, 1)) : cp.async.bulk.prefetch width=8 unmasked=(1,)
+  grid_dependency_wait()
+  launch_dependents()
   assert_(cond=eps < 1.0, message="too \\"large\\"")
 }"""
 

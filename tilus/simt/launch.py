@@ -51,8 +51,7 @@ def run(
     block: int | Sequence[int],
     *,
     shared_bytes: int = 0,
-    cluster: int | Sequence[int] | None = None,
-    target: str | None = None,
+    cluster: int | Sequence[int] | None = None, target: str | None = None,
     sanitize: bool = True, metrics: bool = False, landing: str = "late", max_pieces: int = 200_000,
     max_findings: int | None = None, windows: Sequence[tuple[int, int, int]] = (), dependent: bool = False,
 ) -> Report:  # fmt: skip
@@ -100,8 +99,7 @@ def run(
     if landing not in ("late", "early"):
         raise LaunchError(f"landing is `late` or `early`, got {landing!r}")
     program = link(module, kernel)
-    shape = _shape(program, grid, block, cluster, shared_bytes)
-    report = Report(kernel, module.target)
+    shape, report = _shape(program, grid, block, cluster, shared_bytes), Report(kernel, module.target)
     options = Options(landing, sanitize, metrics, max_pieces, max_findings, windows, dependent)
     _run_all(program, shape, options, report, bind(program, args))
     return report

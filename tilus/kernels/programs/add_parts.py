@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from tilus.dtypes import DataType, f32, i32
 from tilus.kernels.epilogues import PAIRED
-from tilus.kernels.programs.pieces import activate, finish
+from tilus.kernels.programs.pieces import activate, finish, follow
 from tilus.lang import (
     block_id,
     cdiv,
     global_view,
-    grid_dependency_wait,
     inline,
     launch,
-    launch_dependents,
     load_global,
     ptr,
     static_range,
@@ -59,8 +57,7 @@ def add_parts(
     """
     columns = n // 2 if ACTIVATION == PAIRED else n
     launch(blocks=(m, cdiv(columns, BN)), warps=2)
-    grid_dependency_wait()
-    launch_dependents()
+    follow()
     col, row = block_id(0), block_id(1) * BN
     by_row = global_view(parts, shape=(SPLIT, n, m), strides=(m * n, 1, n))
     gs = global_view(scales, shape=(n, groups), strides=(1, n))

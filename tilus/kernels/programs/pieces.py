@@ -5,7 +5,21 @@ from __future__ import annotations
 from math import pi
 
 from tilus.dtypes import f32
-from tilus.lang import cdiv, dot, erf, exp, global_view, inline, load_global, maximum, minimum, rsqrt, static_range
+from tilus.lang import (
+    cdiv,
+    dot,
+    erf,
+    exp,
+    global_view,
+    grid_dependency_wait,
+    inline,
+    launch_dependents,
+    load_global,
+    maximum,
+    minimum,
+    rsqrt,
+    static_range,
+)
 
 ROOT_HALF = 0.5**0.5
 TANH_SLOPE, TANH_CUBE = (8 / pi) ** 0.5, 0.044715  # of the usual approximation of gelu
@@ -42,6 +56,13 @@ def product(weight, tile, acc, CT, PARTS):
         if part + 1 < PARTS:
             rest = rest.to(f32) - head.to(f32)
     return acc
+
+
+@inline
+def follow():
+    """Wait for the kernels before this one, and let the next one start while this one ends."""
+    grid_dependency_wait()
+    launch_dependents()
 
 
 @inline

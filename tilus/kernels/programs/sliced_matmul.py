@@ -12,7 +12,7 @@ from __future__ import annotations
 from math import gcd
 
 from tilus.dtypes import DataType, f32, i32, u32
-from tilus.kernels.programs.pieces import finish, product, share_of
+from tilus.kernels.programs.pieces import finish, follow, product, share_of
 from tilus.lang import (
     alloc_shared,
     block_id,
@@ -20,10 +20,8 @@ from tilus.lang import (
     commit_group,
     copy_async,
     global_view,
-    grid_dependency_wait,
     inline,
     launch,
-    launch_dependents,
     load_global,
     load_shared,
     minimum,
@@ -65,8 +63,7 @@ def begin(stages, views, tile_n, col, part, most, PACK, TILES, GROUP, EVEN):
             first = (part * most + s) * SLICES
             place = (tile_n + r, part, s, 0, 0, 0, 0) if EVEN else (tile_n + r, first, 0, 0, 0)
             prefetch(gw, offset=place, shape=(SLICES, *tile))
-    grid_dependency_wait()
-    launch_dependents()
+    follow()
     for s in static_range(STAGES - 1):
         fetch(stages, views, tile_n, col, part, s, most, s, PACK, TILES, GROUP, EVEN)
 

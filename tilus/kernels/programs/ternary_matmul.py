@@ -8,7 +8,7 @@ GPU multiplies the digit where it is: as the f16 subnormal `digit * 2^-16`, or m
 from __future__ import annotations
 
 from tilus.dtypes import DataType, bf16, f16, f32, i32, u32
-from tilus.kernels.programs.pieces import finish, product, share_of
+from tilus.kernels.programs.pieces import finish, follow, product, share_of
 from tilus.lang import (
     alloc_shared,
     block_id,
@@ -17,10 +17,8 @@ from tilus.lang import (
     copy_async,
     full,
     global_view,
-    grid_dependency_wait,
     inline,
     launch,
-    launch_dependents,
     load_global,
     load_shared,
     minimum,
@@ -108,8 +106,7 @@ def ternary_matmul(
     first, last = part * most, part * most + count
     gw, gx = operand_views(w, x, m, n, k, last, PACK, SPLIT)
     gs = global_view(scales, shape=(n, groups), strides=(1, n))
-    grid_dependency_wait()
-    launch_dependents()
+    follow()
     if STAGES:
         sw, sx = alloc_shared(u32, (STAGES, *words.shape)), alloc_shared(XT, (STAGES, BM, BK))
         for s in static_range(STAGES - 1):
