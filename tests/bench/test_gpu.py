@@ -67,7 +67,7 @@ def damaged(product: Product, how) -> Product:
 
 def one_row_wrong(y: torch.Tensor) -> torch.Tensor:
     y = y.clone()
-    y[:, 77] *= 1.5
+    y[:, 77] += y.abs().max() / 2
     return y
 
 

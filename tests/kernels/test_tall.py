@@ -37,23 +37,35 @@ CASES = [
 ]
 
 
-def tall(problem: Problem, tiles: int, warps: int, target: str, bm: int | None = None) -> Configuration:
-    """Return the candidate of the batch's tile, or of a certain one, with the fewest stages."""
-    bm = bm or default_configuration(problem)["BM"]
-    shape = {"BM": bm, "TILES": tiles, "WARPS": warps, "SPLIT": 1}
-    return next(c for c in configurations(problem, target) if all(c[name] == value for name, value in shape.items()))
+def candidate(problem: Problem, target: str, shape: dict[str, int]) -> Configuration:
+    """Return the candidate of a shape, by default of the batch's own tile, with the fewest stages."""
+    wanted = {"BM": default_configuration(problem)["BM"], "SPLIT": 1} | shape
+    return next(c for c in configurations(problem, target) if all(c.get(x, 1) == n for x, n in wanted.items()))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(map(str, c)))
 def test_products_are_exact(case: tuple[Any, ...]) -> None:
     """The PTX has no findings and the reference machine's bits, which are those of exact sums."""
-    name, zero_point, group, activation, m, n, k, tiles, warps, arch = case
+    *product, tiles, warps, arch = case
+    check_exact(*product, arch, {"TILES": tiles, "WARPS": warps})
+
+
+@pytest.mark.parametrize(
+    ("name", "zero_point", "k", "arch"), [("u2", True, 2048, "sm_90a"), ("i4", False, 1408, "sm_80")]
+)
+def test_more_warps_share_more_of_k(name: str, zero_point: bool, k: int, arch: str) -> None:
+    check_exact(name, zero_point, 64, "f16", 5, 70, k, arch, {"SLICES": 8, "WARPS": 8})
+
+
+def check_exact(
+    name: str, zero_point: bool, group: int, activation: str, m: int, n: int, k: int, arch: str, shape: dict[str, int]
+) -> None:
     t = dtype(activation)
     with tilus.knobs.scope(target=f"simt:{arch}"):
         w = weight(name, zero_point, group, activation, n, k)
     x, bias, y = integers(t, m, k, most=1), integers(t, n), np.full((m, n), np.nan, numpy_type(t))
     problem = Problem(w.format, t, dtype(activation) if w.format.scale is None else w.format.scale, True, m, n, k)
-    configuration = tall(problem, tiles, warps, arch)
+    configuration = candidate(problem, arch, shape)
     program = configuration.program.definition.specialize(dict(configuration.constants))
     zeros = w.words if w.zero_points is None else w.zero_points
     args = [x, w.words, w.scales, zeros, bias, y, m, n, k, w.format.groups(k), w.format.tensor_scale]
@@ -80,7 +92,7 @@ KERNELS = [
 @pytest.mark.parametrize(("name", "bm", "tiles", "warps", "target"), KERNELS)
 def test_machine_code(name: str, bm: int, tiles: int, warps: int, target: str) -> None:
     problem = named_problem(name, f16, 128, (bm, 4096, 4096), bias=True)
-    configuration = tall(problem, tiles, warps, target)
+    configuration = candidate(problem, target, {"TILES": tiles, "WARPS": warps})
     compiled = configuration.kernel.compile((), target, PROMISES)
     check_resources(compiled)
     cost = MatmulCost(compiled, problem.form, dict(configuration.constants))

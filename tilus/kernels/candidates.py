@@ -181,6 +181,8 @@ def _shares(first: Configuration, width: int, k: int, most: int) -> Iterator[dic
         return
     for slices in (s for s in (1, 2, 4) if most % s == 0):  # more than the default would need whole groups
         yield {"SLICES": slices, "EVEN": divides(slices * width, k)}
+    if most == first["WARPS"]:  # twice the warps: a warp's own chain through a trip is what bounds small types
+        yield {"SLICES": 2 * most, "WARPS": 2 * most, "EVEN": divides(2 * most * width, k)}
     if first["BM"] >= LARGE_BATCH and first["CT"] != f32:
         # Activations come in small steps; numbers of a float are scaled after each step, so those come all at once.
         step = first["STEP"] if first["PACK"].dtype.is_float else min(first["STEP"], TALL_STEP)

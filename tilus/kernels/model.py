@@ -116,7 +116,7 @@ def _blocks(problem: Problem, configuration: Configuration, facts: CodeFacts | N
         resident=facts.blocks_per_sm if facts else _resident(problem, configuration, device),
         moved=memory_bytes(problem) / count,
         streamed=streamed,
-        read=streamed + bm * columns * problem.activation.nbits // 8,
+        read=streamed + min(bm, problem.m) * columns * problem.activation.nbits // 8,  # rows beyond M are only zeroed
         flight=bytes_in_flight(problem.form, dict(configuration.constants)),
         warps=threads // WARP,
         weights=rows * columns / threads,
