@@ -155,7 +155,9 @@ class SharedMemory:
         return made
 
     def clobber(self, start: int, nbytes: int) -> None:
-        """Overwrite bytes with what no tensor holds: a conversion's scratch."""
+        """Overwrite bytes with what no tensor holds: a conversion's scratch, once `plan_shared` has given it a place."""
+        if self.limit is None:
+            return
         if np.any(self.flight[start : start + nbytes]):
             raise Fault("the scratch memory of this conversion is the target of a copy in flight")
         self.owner[start : start + nbytes] = 0
