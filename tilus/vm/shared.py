@@ -155,7 +155,7 @@ class SharedMemory:
         return made
 
     def clobber(self, start: int, nbytes: int) -> None:
-        """Overwrite bytes with what no tensor holds: a conversion's scratch, once `plan_shared` has given it a place."""
+        """Overwrite bytes with what no tensor holds: a conversion's scratch, once `plan_shared` has placed it."""
         if self.limit is None:
             return
         if np.any(self.flight[start : start + nbytes]):
