@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.agreement.machines import examples
@@ -152,6 +152,21 @@ def test_packed_weights(target: str) -> None:
 @given(st.data(), st.integers(0, 3))
 def test_random_programs(target: str, data: st.DataObject, seed: int) -> None:
     check(data.draw(tile_programs(TARGETS[target])), tile_arguments(seed), target, idle=True)  # all may be masked
+
+
+def test_most_random_programs_write() -> None:
+    """What is compared above is not nothing."""
+    changed = []
+
+    @settings(max_examples=30, derandomize=True, database=None)
+    @given(tile_programs(TARGETS["sm_80"]))
+    def run(program: Program) -> None:
+        args = tile_arguments(0)
+        given = [a for a in args if isinstance(a, np.ndarray)]
+        changed.append(any((a != b).any() for a, b in zip(outputs(program, args), given, strict=True)))
+
+    run()
+    assert np.mean(changed) > 0.9
 
 
 CONVERSION_BESIDE_A_COPY = """\

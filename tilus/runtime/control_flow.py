@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tilus.runtime.sass import Function, Instruction
+from tilus.runtime.sass import INDEXED_BRANCHES, Function, Instruction
 
 # After these the next instruction is reached only if a guard holds them back.
 _JUMPS = {"BRA", "JMP"}
-_INDEXED = {"BRX", "BRXU", "JMX", "JMXU"}
-_ENDS = {"EXIT", "RET", "KILL"} | _JUMPS | _INDEXED
+_ENDS = {"EXIT", "RET", "KILL"} | _JUMPS | INDEXED_BRANCHES
 _TABLE_NOTE = "BRANCH_TARGETS"  # nvdisasm lists what an indexed branch may reach
 
 
@@ -50,7 +49,7 @@ def basic_blocks(function: Function) -> tuple[Block, ...]:
 
 def _targets(instruction: Instruction, function: Function) -> list[int]:
     """Return the indices of the instructions that a branch may jump to; calls and returns count as no branch."""
-    if instruction.opcode not in _JUMPS | _INDEXED:
+    if instruction.opcode not in _JUMPS | INDEXED_BRANCHES:
         return []
     names = [operand for operand in instruction.operands if operand in function.labels]
     for note in instruction.notes:

@@ -91,7 +91,8 @@ def _print_code(path: Path, *options: str) -> str:
     return done.stdout
 
 
-_INDEXED_BRANCH = re.compile(r"\b(BRX|BRXU|JMX|JMXU)\b")
+INDEXED_BRANCHES = frozenset({"BRX", "BRXU", "JMX", "JMXU"})
+_INDEXED_BRANCH = re.compile(rf"\b({'|'.join(sorted(INDEXED_BRANCHES))})\b")
 _SECTION = re.compile(r"\s*\.section\s+\.text\.([^,\s]+)")
 _LABEL = re.compile(r"([.$\w]+):\s*$")
 _INSTRUCTION = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P[\dT]+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;\s*(.*)$")

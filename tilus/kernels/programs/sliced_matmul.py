@@ -55,14 +55,18 @@ def operand_views(w, x, m, n, k, part, most, count, PACK, SLICES, SPLIT, EVEN):
 
 
 @inline
+def weights_at(tile_n, part, t, most, SLICES, EVEN):
+    """Return where the weights of a part's trip `t` begin in the view of `operand_views`."""
+    return (tile_n, part, t, 0, 0, 0, 0) if EVEN else (tile_n, (part * most + t) * SLICES, 0, 0, 0)
+
+
+@inline
 def begin(stages, views, tile_n, col, part, most, PACK, TILES, GROUP, EVEN):
     """Start copying the first trips, all but the last stage; weights are prefetched while earlier kernels end."""
     gw, STAGES, SLICES, tile = views[0], stages[0].shape[0], stages[1].shape[1], stages[0].shape[2:]
     for s in static_range(STAGES - 1):
         for r in static_range(TILES):
-            first = (part * most + s) * SLICES
-            place = (tile_n + r, part, s, 0, 0, 0, 0) if EVEN else (tile_n + r, first, 0, 0, 0)
-            prefetch(gw, offset=place, shape=(SLICES, *tile))
+            prefetch(gw, offset=weights_at(tile_n + r, part, s, most, SLICES, EVEN), shape=(SLICES, *tile))
     follow()
     for s in static_range(STAGES - 1):
         fetch(stages, views, tile_n, col, part, s, most, s, PACK, TILES, GROUP, EVEN)
@@ -74,7 +78,7 @@ def fetch(stages, views, tile_n, col, part, t, most, stage, PACK, TILES, GROUP, 
     (sw, sx), (gw, gx), BN = stages[:2], views[:2], PACK.tile[0]
     SLICES, BK, first = sx.shape[1], sx.shape[3], (part * most + t) * sx.shape[1]
     for r in static_range(TILES):
-        place = (tile_n + r, part, t, 0, 0, 0, 0) if EVEN else (tile_n + r, first, 0, 0, 0)
+        place = weights_at(tile_n + r, part, t, most, SLICES, EVEN)
         copy_async(sw, gw, src_offset=place, dst_offset=(stage, r * SLICES, 0, 0, 0), shape=(SLICES, *sw.shape[2:]))
     for s in static_range(SLICES):
         place = (part, t, s, col, 0) if EVEN else (col, (first + s) * BK)
