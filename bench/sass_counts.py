@@ -40,6 +40,7 @@ COLUMNS = (
     "target",
     "BM",
     "instructions / weight",
+    "producer's",
     "before",
     "registers",
     "spilled bytes",
@@ -127,6 +128,7 @@ def _row(case: Case) -> dict[str, object]:
         "target": case.target,
         "bm": case.bm,
         "instructions_per_weight": round(cost.instructions_per_weight, 3),
+        "producer_per_weight": round(cost.producer_share, 3),
         "registers": cost.registers,
         "spilled_bytes": cost.spills,
         "shared_bytes": cost.shared_bytes,
@@ -147,6 +149,7 @@ def _cells(row: dict[str, object]) -> Iterator[str]:
     before = _before().get((row["type"], row["zero_point"], row["target"], row["bm"])) if usual else None
     yield from (f"{row['group']}" if row["group"] != -1 else "row", f"{row['activation']}")
     yield from (f"{row['target']}", f"{row['bm']}", f"{row['instructions_per_weight']:.2f}")
+    yield f"{row['producer_per_weight']:.2f}" if row["producer_per_weight"] else "-"
     yield from ("-" if before is None else f"{before:.2f}", f"{row['registers']}")
     yield from (f"{row['spilled_bytes']}", f"{row['shared_bytes']}", f"{row['bank_conflicts']}")
     yield from (f"{row['occupancy']:.0%}", f"{row['bytes_in_flight'] / 1024:.0f}", f"{row['exposed_loads']:.1f}")
@@ -183,10 +186,11 @@ def _table(rows: Sequence[dict[str, object]]) -> Table:
 def _markdown(rows: Sequence[dict[str, object]]) -> Iterator[str]:
     yield "# Quantized matmul: what its hot loop takes"
     yield ""
-    yield "Written by `python bench/sass_counts.py`. f16 scales, bias; unsigned integers have zero points. Conflicts:"
-    yield "shared-memory wavefronts beyond the ideal in the loop, per block. KiB in flight: weights on their way to a"
-    yield "multiprocessor that is full of blocks. Exposed loads: how often a trip of the loop waits for all of a load"
-    yield "from device memory."
+    yield "Written by `python bench/sass_counts.py`. f16 scales, bias; unsigned integers have zero points. Instructions are"
+    yield "those of the warps that multiply; on `sm_90a` copies are started by a warp of their own, whose instructions for"
+    yield "each weight come besides (producer's). Conflicts: shared-memory wavefronts beyond the ideal in the loop, per"
+    yield "block. KiB in flight: weights on their way to a multiprocessor that is full of blocks. Exposed loads: how often a"
+    yield "trip of the loop waits for all of a load from device memory."
     yield ""
     yield "| " + " | ".join(COLUMNS) + " |"
     yield "|" + "---|" * len(COLUMNS)

@@ -50,17 +50,17 @@ def same_data_in_any_order() -> None:
 def slim_facts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Let configurations for GPUs be ranked by facts of no machine code, so that nothing is compiled."""
     from tests.kernels.test_model import SLIM
-    from tilus.kernels import tuning
+    from tilus.kernels import ranking
 
     monkeypatch.setenv("TILUS_CACHE_DIR", str(tmp_path))
 
     def facts(configuration, form, target):
         return replace(SLIM, flops=2 * 32 * SLIM.weights * configuration["BM"])  # no fewer than the products take
 
-    monkeypatch.setattr(tuning, "code_facts", facts)
-    tuning.ranked.cache_clear()
+    monkeypatch.setattr(ranking, "code_facts", facts)
+    ranking.ranked.cache_clear()
     yield
-    tuning.ranked.cache_clear()
+    ranking.ranked.cache_clear()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

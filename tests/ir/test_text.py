@@ -27,7 +27,7 @@ from tilus.layouts import row_major_swizzle, spatial
 EVERY_INSTRUCTION = """\
 program everything(x: ptr[f16] % 16, w: ptr[u3], m: i32, n: i64 % 8, eps: f32) {
   grid (m, (m + 511) // 512)
-  warps 4
+  warps 4 producer
   threads 128
   shared 4096
   gx: global[f16, 2] = global_view(ptr=x, shape=(m, 64), strides=(64, 1))

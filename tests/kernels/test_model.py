@@ -55,8 +55,9 @@ def humming(weight: str, m: int, device: str) -> float:
     configuration = default_configuration(shape).replace(BM=16, SLICES=slices, STAGES=4)
     weights = 256
     facts = CodeFacts(
-        weights=weights, instructions=round(HUMMING[weight] * weights), alu=0, half=0, wavefronts=0,
-        flops=weights * 32 * 2 * 16, cycles=(0, 0), edge_cycles=0, registers=128, spills=0, shared_bytes=0, blocks_per_sm=1,
+        weights=weights, instructions=round(HUMMING[weight] * weights), alu=0, half=0, produced=0, wavefronts=0,
+        flops=weights * 32 * 2 * 16, cycles=(0, 0), edge_cycles=0, block_threads=128, registers=128,
+        spills=0, shared_bytes=0, blocks_per_sm=1,
     )  # fmt: skip
     return predict(shape, configuration, facts, DEVICES[device]).total + DO_BENCH
 
@@ -79,7 +80,7 @@ def test_tensor_cores_bound_large_batches_as_measured() -> None:
 
 
 SLIM = CodeFacts(
-    weights=256, instructions=300, alu=100, half=0, wavefronts=40, flops=131072, cycles=(900, 900), edge_cycles=1000,
+    weights=256, instructions=300, alu=100, half=0, produced=0, wavefronts=40, flops=131072, cycles=(900, 900), edge_cycles=1000, block_threads=128,
     registers=128, spills=0, shared_bytes=81920, blocks_per_sm=2,
 )  # fmt: skip
 

@@ -12,7 +12,7 @@ import tilus
 from tests.kernels.cases import activations, weight
 from tests.kernels.test_model import problem
 from tilus.errors import LaunchError
-from tilus.kernels import dispatch, tuning
+from tilus.kernels import dispatch, ranking, tuning
 from tilus.kernels.candidates import Configuration, Problem, default_configuration
 from tilus.kernels.devices import DEVICES
 from tilus.kernels.facts import CodeFacts
@@ -24,10 +24,10 @@ SHAPE = problem("i4", 8)
 
 @pytest.fixture(autouse=True)
 def _empty_cache(tmp_path, monkeypatch):
-    tuning.ranked.cache_clear()
+    ranking.ranked.cache_clear()
     with knobs.scope(cache_dir=tmp_path):
         yield
-    tuning.ranked.cache_clear()
+    ranking.ranked.cache_clear()
 
 
 @pytest.fixture
@@ -37,9 +37,11 @@ def compiled(monkeypatch) -> list[Configuration]:
 
     def facts(configuration: Configuration, form: object, target: str) -> CodeFacts:
         asked.append(configuration)
-        return CodeFacts(256, 300, 100, 0, 40, 131072, (9000 // configuration["STAGES"],) * 2, 1000, 128, 0, 81920, 2)
+        return CodeFacts(
+            256, 300, 100, 0, 0, 40, 131072, (9000 // configuration["STAGES"],) * 2, 1000, 128, 128, 0, 81920, 2
+        )
 
-    monkeypatch.setattr(tuning, "code_facts", facts)
+    monkeypatch.setattr(ranking, "code_facts", facts)
     return asked
 
 
@@ -59,24 +61,27 @@ def files() -> list:
 
 
 def test_few_are_compiled_and_the_default_is_one(compiled) -> None:
-    found = tuning.ranked(SHAPE, DEVICES["h100"])
-    assert len(compiled) <= tuning.COMPILED + 1
+    found = ranking.ranked(SHAPE, DEVICES["h100"])
+    assert len(compiled) <= ranking.SCOUTS + ranking.COMPILED + 1
     assert default_configuration(SHAPE) in compiled
-    assert len({c["STAGES"] for c in compiled if c["SLICES"] == 4}) > 1
+    assert {c["PRODUCERS"] for c in compiled} == {0, 1}
+    assert len(compiled) > ranking.SCOUTS, "the best of all kinds are compiled, too"
     totals = [one.prediction.total for one in found]
     assert totals == sorted(totals)
 
 
 def test_what_spills_is_the_last_resort(monkeypatch) -> None:
     def spilling(configuration: Configuration, form: object, target: str) -> CodeFacts:
-        return CodeFacts(256, 300, 100, 0, 40, 131072, (900, 900), 0, 255, 8 * (configuration["SLICES"] > 1), 81920, 2)
+        return CodeFacts(
+            256, 300, 100, 0, 0, 40, 131072, (900, 900), 0, 128, 255, 8 * (configuration["SLICES"] > 1), 81920, 2
+        )
 
-    monkeypatch.setattr(tuning, "code_facts", spilling)
-    assert {one.configuration["SLICES"] for one in tuning.ranked(SHAPE, DEVICES["h100"])} == {1}
+    monkeypatch.setattr(ranking, "code_facts", spilling)
+    assert {one.configuration["SLICES"] for one in ranking.ranked(SHAPE, DEVICES["h100"])} == {1}
 
 
 def test_without_a_timer_the_model_decides_and_the_choice_is_kept(compiled) -> None:
-    best = tuning.ranked(SHAPE, DEVICES["h100"])[0].configuration
+    best = ranking.ranked(SHAPE, DEVICES["h100"])[0].configuration
     compiled.clear()
     assert tuning.choose(SHAPE, H100) == best
     [path] = files()
@@ -84,14 +89,14 @@ def test_without_a_timer_the_model_decides_and_the_choice_is_kept(compiled) -> N
     assert record["device"] == H100
     assert record["constants"] == {name: best[name] for name in tuning.VARIED}
     assert record["microseconds"] == {}
-    tuning.ranked.cache_clear()
+    ranking.ranked.cache_clear()
     assert tuning.choose(SHAPE, H100) == best
     assert not compiled, "a kept choice needs no machine code"
 
 
 def test_the_timer_overrules_the_model_once(compiled) -> None:
     first = tuning.choose(SHAPE, H100)
-    order = [one.configuration for one in tuning.ranked(SHAPE, DEVICES["h100"])]
+    order = [one.configuration for one in ranking.ranked(SHAPE, DEVICES["h100"])]
     clock = Clock({order[2].label: 0.5})
     assert tuning.choose(SHAPE, H100, clock) == order[2] != first
     assert clock.asked == [c.label for c in order[: tuning.TIMED]]
@@ -134,7 +139,7 @@ def test_a_candidate_that_the_device_refuses_is_left_out(compiled) -> None:
             raise LaunchError("too much shared memory")
         return 1.0
 
-    order = [one.configuration for one in tuning.ranked(SHAPE, DEVICES["h100"])][: tuning.TIMED]
+    order = [one.configuration for one in ranking.ranked(SHAPE, DEVICES["h100"])][: tuning.TIMED]
     chosen = tuning.choose(SHAPE, H100, refusing)
     assert chosen["STAGES"] == 2 or all(c["STAGES"] > 2 for c in order)
 

@@ -11,11 +11,11 @@ from tilus.dtypes import bf16, dtype, f16, f32
 from tilus.ir.instructions import Cast, Dot, Elementwise, Full, Unpack, View, result_type
 from tilus.ir.parser import parse
 from tilus.ir.printer import to_text
+from tilus.ir.stmt import inst_stmts
 from tilus.ir.target import target
 from tilus.layouts import BitLayout, local, parse_bits, spatial
 from tilus.passes.absorb_casts import absorb_casts
 from tilus.passes.pipeline import lower
-from tilus.passes.tensors import inst_stmts
 from tilus.runtime.weights.packing import FRAGMENT, PackLayout
 
 ROWS = 16

@@ -11,10 +11,10 @@ from tests.agreement.machines import copies_of, examples
 from tests.passes.weight_programs import Case, weight_programs
 from tilus import vm
 from tilus.ir.instructions import Unpack
+from tilus.ir.stmt import inst_stmts
 from tilus.ir.target import target
 from tilus.ir.verify import verify
 from tilus.passes.absorb_casts import absorb_casts
-from tilus.passes.tensors import inst_stmts
 
 
 def test_random_programs() -> None:

@@ -32,12 +32,12 @@ from tilus.ir.instructions import (
 )
 from tilus.ir.node import Node, rewrite, substitute
 from tilus.ir.program import Program
-from tilus.ir.stmt import InstStmt
+from tilus.ir.stmt import InstStmt, inst_stmts
 from tilus.ir.target import TARGETS
 from tilus.layouts import RegisterLayout, auto_local_spatial, local, replicated, spatial
 from tilus.passes.check_lowered import check_lowered
 from tilus.passes.pipeline import lower
-from tilus.passes.tensors import inst_stmts, register_tensors, register_type, shared_tensors
+from tilus.passes.tensors import register_tensors, register_type, shared_tensors
 
 SM80 = TARGETS["sm_80"]
 MATMUL, CHAINED, ADD, SOFTMAX, ROWS = (

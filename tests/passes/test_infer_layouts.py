@@ -27,13 +27,13 @@ from tilus.ir.instructions import (
     View,
 )
 from tilus.ir.program import Program
-from tilus.ir.stmt import For, InstStmt
+from tilus.ir.stmt import For, InstStmt, inst_stmts
 from tilus.ir.target import TARGETS
 from tilus.layouts import RegisterLayout, local, replicated, spatial
 from tilus.passes.infer_layouts import infer_layouts
 from tilus.passes.layout_rules import LAYOUT_RULES, sliced
 from tilus.passes.pipeline import lower
-from tilus.passes.tensors import inst_stmts, layout_of, register_tensors, register_type
+from tilus.passes.tensors import layout_of, register_tensors, register_type
 
 ALL = ("sm_80", "cpu", "vm")
 SM80 = TARGETS["sm_80"]

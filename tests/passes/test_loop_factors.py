@@ -8,9 +8,8 @@ from tilus.ir.expr import Const
 from tilus.ir.instructions import Elementwise
 from tilus.ir.parser import parse
 from tilus.ir.printer import to_text
-from tilus.ir.stmt import For
+from tilus.ir.stmt import For, inst_stmts
 from tilus.passes.loop_factors import take_factors_out
-from tilus.passes.tensors import inst_stmts
 
 TILE = "register[f32, (4, 8)]"
 START = f"acc: {TILE} = full(value=0.0, shape=(4, 8))"

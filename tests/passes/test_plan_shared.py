@@ -24,11 +24,11 @@ from tilus.ir.instructions import (
     WaitGroup,
 )
 from tilus.ir.program import Program
+from tilus.ir.stmt import inst_stmts
 from tilus.ir.target import TARGETS
 from tilus.layouts import local, row_major, spatial
 from tilus.passes.pipeline import lower
 from tilus.passes.plan_shared import Tenant, find_tenants, may_share, place, scratch_bytes
-from tilus.passes.tensors import inst_stmts
 
 SM80 = TARGETS["sm_80"]
 N = 32

@@ -25,12 +25,11 @@ from tilus.ir.instructions import (
     StoreShared,
 )
 from tilus.ir.program import Program
-from tilus.ir.stmt import Selected
+from tilus.ir.stmt import Selected, inst_stmts
 from tilus.ir.target import TARGETS
 from tilus.layouts import RegisterLayout, SharedLayout, column_local, local, offset_table, row_major, spatial
 from tilus.passes.pipeline import lower
 from tilus.passes.shared_access import contiguous_run
-from tilus.passes.tensors import inst_stmts
 
 SM80 = TARGETS["sm_80"]
 

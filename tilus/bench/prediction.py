@@ -10,7 +10,7 @@ from tilus.dtypes import f16
 from tilus.kernels.candidates import named_problem
 from tilus.kernels.devices import Device
 from tilus.kernels.model import memory_bytes
-from tilus.kernels.tuning import explained
+from tilus.kernels.ranking import explained
 
 
 def predictions(

@@ -172,7 +172,7 @@ def _resources_row(compiled: Any) -> dict[str, Any]:
         bits = {"object bytes": len(compiled.object)} if target.kind == "cpu" else {}
         return {"target": target.name, "threads": compiled.ir.num_threads, **bits}
     taken = compiled.resources
-    threads = compiled.ir.num_threads
+    threads = taken.max_threads
     return {
         "target": target.name,
         "threads": threads,

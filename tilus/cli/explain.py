@@ -43,7 +43,7 @@ def explain(weight: str, shape: str, name: str | None, group: int, activation: s
     from tilus.kernels.devices import find_device
     from tilus.kernels.dispatch import ACTIVATIONS
     from tilus.kernels.model import memory_bytes
-    from tilus.kernels.tuning import explained
+    from tilus.kernels.ranking import explained
 
     if activation not in ACTIVATIONS:
         raise TilusError(f"activations are {', '.join(ACTIVATIONS)}, got {activation!r}")

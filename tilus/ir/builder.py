@@ -164,6 +164,7 @@ class Builder:
         grid: Sequence[Expr | int] = (1,),
         warps: int = 1,
         *,
+        producer: bool = False,
         num_threads: int | None = None,
         shared_bytes: int | None = None,
     ) -> Program:
@@ -172,4 +173,4 @@ class Builder:
             raise InternalError(f"{len(self._bodies) - 1} blocks of {self.name} are still open")
         blocks = tuple(as_expr(n) for n in grid)
         body = tuple(self._bodies[0])
-        return Program(self.name, tuple(self._params), blocks, warps, body, num_threads, shared_bytes)
+        return Program(self.name, tuple(self._params), blocks, warps, body, producer, num_threads, shared_bytes)

@@ -1,6 +1,6 @@
 """The text form, read back: `parse(to_text(p)) == p`.
 
-program   := "program" NAME "(" [param ("," param)*] ")" "{" grid warps [threads] [shared] statement* "}"
+program   := "program" NAME "(" [param ("," param)*] ")" "{" grid warps ["producer"] [threads] [shared] statement* "}"
 param     := NAME ":" type ["%" INT]
 statement := NAME ":" type "=" (expr | inst) | NAME "=" (expr | inst) | inst | "break" | "continue"
            | "if" expr block ["else" block] | "while" expr block
@@ -159,7 +159,9 @@ class _Reader:
         self.expect("grid")
         grid = self.tuple_of(self.expr)
         self.end_line()
-        warps = self.header("warps")
+        self.expect("warps")
+        warps, producer = self.integer(), self.accept("producer")
+        self.end_line()
         threads = self.header("threads") if self.at("threads") else None
         shared = self.header("shared") if self.at("shared") else None
         body = self.rest_of_block()
@@ -167,7 +169,7 @@ class _Reader:
         if self.peek().kind != "end":
             self.fail(f"expected the end of the text, got {self.peek()}")
         loc = self.source.loc(start.offset)
-        return Program(name, params, grid, warps, body, threads, shared, loc=loc)
+        return Program(name, params, grid, warps, body, producer, threads, shared, loc=loc)
 
     def header(self, word: str) -> int:
         self.expect(word)

@@ -99,7 +99,7 @@ def to_text(node: Printable, names: Names | None = None) -> str:
 def _program(p: Program, names: Names) -> Iterator[str]:
     yield f"program {p.name}({', '.join(_param(param, names) for param in p.params)}) {{"
     yield f"{_INDENT}grid {value_text(p.grid, names)}"
-    yield f"{_INDENT}warps {p.num_warps}"
+    yield f"{_INDENT}warps {p.num_warps}{' producer' if p.producer else ''}"
     if p.num_threads is not None:
         yield f"{_INDENT}threads {p.num_threads}"
     if p.shared_bytes is not None:

@@ -38,6 +38,9 @@ class Program(Node):
     num_warps : int
         Warps per block, as the author wrote it.
     body : tuple of Stmt
+    producer : bool
+        Whether the author wants asynchronous copies to be started by a warp of its own, where the target has
+        instructions for that. It is not among `num_warps`, and changes nothing of what the program means.
     num_threads : int or None
         Threads per block on the target; None until layouts are inferred. On a CPU these are SIMD lanes.
     shared_bytes : int or None
@@ -49,6 +52,7 @@ class Program(Node):
     grid: tuple[Expr, ...]
     num_warps: int
     body: tuple[Stmt, ...]
+    producer: bool = False
     num_threads: int | None = None
     shared_bytes: int | None = None
 

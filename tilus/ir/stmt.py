@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from tilus.ir.expr import Expr, Tensor, Var
 from tilus.ir.instructions.base import Instruction
-from tilus.ir.node import Node
+from tilus.ir.node import Node, children
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,3 +99,14 @@ class InstStmt(Node):
 
 
 Stmt: TypeAlias = Let | Assign | If | For | While | Break | Continue | InstStmt
+
+
+def inst_stmts(node: Node) -> Iterator[InstStmt]:
+    """Yield every instruction statement below a node, in program order."""
+    left = [node]  # an instruction holds no statements: leaving it out makes this much faster than `walk`
+    while left:
+        item = left.pop()
+        if isinstance(item, InstStmt):
+            yield item
+        else:
+            left += [*children(item)][::-1]

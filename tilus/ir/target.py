@@ -10,6 +10,8 @@ from typing import Literal
 
 from tilus.errors import TilusError
 
+MAX_WARPS = 32  # 1024 threads per block: CUDA C++ programming guide, "compute capabilities"
+
 
 @dataclass(frozen=True, slots=True)
 class Target:

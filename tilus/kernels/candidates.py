@@ -12,7 +12,15 @@ import numpy as np
 from tilus.dtypes import DataType, f32
 from tilus.ir.target import target as find_target
 from tilus.kernels.configure import adding_kernel, ending, matmul_program, rows_per_block
-from tilus.kernels.configure_gpu import divides, fair_split, gpu_batch_tiles, parts_of, table_bytes, tile_bytes
+from tilus.kernels.configure_gpu import (
+    divides,
+    fair_split,
+    gpu_batch_tiles,
+    on_target,
+    parts_of,
+    table_bytes,
+    tile_bytes,
+)
 from tilus.runtime.kernel import BoundKernel, Kernel
 from tilus.runtime.knobs import knobs
 from tilus.runtime.weights.quantize import NUMPY_TYPES, quantize
@@ -21,7 +29,7 @@ from tilus.runtime.weights.weight import WeightFormat
 LARGEST_BUCKET = 4096  # what larger batches are configured as
 ANY_SCALE = 2.0  # stands for all tensor scales but 1: kernels take them as arguments
 DEEPEST = 8  # stages
-VARIED = ("BM", "SLICES", "TILES", "STAGES", "SPLIT")
+VARIED = ("BM", "SLICES", "TILES", "PRODUCERS", "STAGES", "SPLIT")
 SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 MOST_BLOCKS = 1024  # where blocks share K
 USUAL_MULTIPROCESSORS = 100  # about as many as data center GPUs have
@@ -113,13 +121,13 @@ def bucket(m: int, form: WeightFormat, activation: DataType) -> int:
     return next((size for size in tiles if m <= size), min(1 << (m - 1).bit_length(), LARGEST_BUCKET))
 
 
-def default_configuration(problem: Problem, bm: int | None = None) -> Configuration:
-    """Return what is taken where nothing is known about the device: `fair_split` for a usual one."""
+def default_configuration(problem: Problem, bm: int | None = None, target: str = "sm_80") -> Configuration:
+    """Return what is taken where nothing is known about the device but its target: `fair_split` for a usual one."""
     tile = bm or rows_per_block(problem.m, "cuda", problem.form.dtype, problem.activation)
     program, constants = matmul_program(
         problem.form, problem.activation, problem.scale, tile, problem.bias, k=problem.k
     )
-    alone = Configuration(program, tuple(constants.items()))
+    alone = Configuration(program, tuple(on_target(constants, target).items()))
     split = fair_split(blocks(problem, alone), trips(problem, alone), USUAL_MULTIPROCESSORS)
     return alone.replace(SPLIT=split, **ending(problem.epilogue))
 
@@ -154,7 +162,7 @@ def configurations(problem: Problem, target: str) -> tuple[Configuration, ...]:
     They differ in the batch tile, in how many tiles along K the warps share out, in the stages in shared memory, and in
     how many blocks share K.
     """
-    first = default_configuration(problem)
+    first = default_configuration(problem, target=target)
     others = (c for bm in _batch_tiles(problem, first["BM"]) for c in _variants(problem, bm, target))
     return tuple(dict.fromkeys((first, *others)))
 
@@ -165,13 +173,21 @@ def _batch_tiles(problem: Problem, largest: int) -> list[int]:
 
 
 def _variants(problem: Problem, bm: int, target: str) -> Iterator[Configuration]:
-    first = default_configuration(problem, bm)
+    first = default_configuration(problem, bm, target)
     most, pack = first.get("SLICES", 1), problem.form.pack
     room = find_target(target).max_shared_bytes - BLOCK_MARGIN - table_bytes(pack)
     for shares in _shares(first, pack.tile[1], problem.k, most):
         shared = first.replace(**shares)
         for stages in range(2, min(room // stage_size(problem, shared), DEEPEST) + 1):
-            yield from splits(problem, shared.replace(STAGES=stages))
+            for alone in _produced(shared.replace(STAGES=stages)):
+                yield from splits(problem, alone)
+
+
+def _produced(configuration: Configuration) -> Iterator[Configuration]:
+    """Yield a configuration with a producer, if it has one, and without."""
+    yield configuration
+    if configuration.get("PRODUCERS", 0):
+        yield configuration.replace(PRODUCERS=0)
 
 
 def _shares(first: Configuration, width: int, k: int, most: int) -> Iterator[dict[str, Any]]:

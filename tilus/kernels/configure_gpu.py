@@ -7,6 +7,8 @@ from math import gcd, prod
 from typing import Any
 
 from tilus.dtypes import DataType, dtype
+from tilus.ir.producer import BULK_CAPABILITY
+from tilus.ir.target import target as find_target
 from tilus.kernels.configure_operands import operand_constants
 from tilus.runtime.weights.packing import WARPS, PackLayout, native_pack
 from tilus.runtime.weights.trits import TritPack
@@ -16,6 +18,7 @@ F32, BF16 = dtype("f32"), dtype("bf16")
 BATCH_TILES = (8, 16, 32, 64)
 TILE_WIDTH = 128  # columns of most types' packed tiles; some have twice as many
 SINGLE_STEP = 64
+LARGEST_PRODUCED = 16  # batch tile whose activations one warp copies in less time than the others multiply
 FEW_ACTIVATIONS = 16 * TILE_WIDTH  # up to so many in a tile a warp has tiles of its own; more fill its registers
 MOST_BYTES = 84 * 1024  # of the 99 KiB of an sm_86 or sm_89 block; sums take 4 besides, conversions up to 18
 WANTED_BYTES = 77 * 1024  # so that two blocks, and one more on an H100, fit an SM with their sums
@@ -70,10 +73,17 @@ def sliced_constants(
         "SLICES": slices,
         "TILES": 1,
         "WARPS": form.pack.warps,
+        "PRODUCERS": int(bm <= LARGEST_PRODUCED),
         "STAGES": _stages(form.pack, slices * tile_bytes(form, activation, scale, bm)),
         "EVEN": divides(slices * width, k),
         "SPLIT": split,
     }
+
+
+def on_target(constants: dict[str, Any], target: str) -> dict[str, Any]:
+    """Return constants for a target: where there are no bulk copies a producer is none."""
+    lacks = find_target(target).capability < BULK_CAPABILITY
+    return constants | ({"PRODUCERS": 0} if lacks and "PRODUCERS" in constants else {})
 
 
 def divides(columns: int, k: int | None) -> bool:

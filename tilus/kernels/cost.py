@@ -18,8 +18,10 @@ from tilus.ir.program import Program
 from tilus.ir.stmt import For, InstStmt
 from tilus.ir.types import RegisterType
 from tilus.kernels.configure import matmul_program
+from tilus.kernels.configure_gpu import on_target
 from tilus.runtime.compiled import CompiledKernel
-from tilus.runtime.hot_loop import HotLoop, hot_loop, instructions_per_weight
+from tilus.runtime.hot_loop import HotLoop, hot_loop, instructions_per_weight, producer_loop
+from tilus.runtime.sass import Instruction
 from tilus.runtime.warp_time import warp_cycles
 from tilus.runtime.weights.packing import WARP, native_pack
 from tilus.runtime.weights.weight import WeightFormat
@@ -55,18 +57,18 @@ class MatmulCost:
 
     @property
     def threads(self) -> int:
-        """Threads of a block."""
+        """Threads of a block that compute."""
         return block_threads(self.form, self.constants)
 
     @property
     def blocks_per_sm(self) -> int:
         """Blocks that a multiprocessor holds at a time."""
-        return self.compiled.resources.occupancy(self.threads)
+        return self.compiled.resources.occupancy(self.compiled.resources.max_threads)
 
     @property
     def occupancy(self) -> float:
         """Share of a multiprocessor's warps that its blocks fill."""
-        return self.compiled.resources.occupied(self.threads)
+        return self.compiled.resources.occupied(self.compiled.resources.max_threads)
 
     @property
     def bytes_in_flight(self) -> int:
@@ -77,6 +79,11 @@ class MatmulCost:
     def loop(self) -> HotLoop:
         """One trip of the loop over K."""
         return hot_loop(self.compiled.sass)
+
+    @cached_property
+    def producer(self) -> HotLoop | None:
+        """One trip of the warp that copies for the others; None if they do it themselves."""
+        return producer_loop(self.compiled.sass, self.loop.function)
 
     @cached_property
     def weights_per_trip(self) -> int:
@@ -94,18 +101,26 @@ class MatmulCost:
 
     @property
     def instructions_per_weight(self) -> float:
-        """Instructions a thread issues per weight in the hot loop."""
+        """Instructions a thread issues per weight in the hot loop; a producer's are not among them."""
         return instructions_per_weight(self.loop, self.weights_per_trip)
+
+    @property
+    def producer_share(self) -> float:
+        """Instructions of the producer per weight, shared out to the threads that compute."""
+        if self.producer is None:
+            return 0.0
+        return len(self.producer.instructions) * WARP / self.threads / self.weights_per_trip
 
     @cached_property
     def trip_cycles(self) -> tuple[int, int]:
-        """Cycles of a warp alone for a trip behind another one, where a load takes each of `LATENCIES`."""
-        trip, cubin, kernel = self.loop.instructions, self.compiled.cubin, self.loop.function
-        early, late = (
-            warp_cycles(trip * 2, cubin, kernel, latency) - warp_cycles(trip, cubin, kernel, latency)
-            for latency in LATENCIES
-        )
+        """Cycles of a warp alone, of the slower kind, for a trip behind another one, by `LATENCIES` of a load."""
+        trips = [loop.instructions for loop in (self.loop, self.producer) if loop is not None]
+        early, late = (max(self._cycles_behind(trip, latency) for trip in trips) for latency in LATENCIES)
         return early, late
+
+    def _cycles_behind(self, trip: tuple[Instruction, ...], latency: int) -> int:
+        cubin, kernel = self.compiled.cubin, self.loop.function
+        return warp_cycles(trip * 2, cubin, kernel, latency) - warp_cycles(trip, cubin, kernel, latency)
 
     @property
     def exposed_loads(self) -> float:
@@ -134,6 +149,7 @@ def matmul_cost(form: WeightFormat, activation: DataType, scale: DataType, *, bm
     """
     form = replace(form, pack=native_pack(form.dtype, "cuda", activation))
     program, values = matmul_program(form, activation, scale, bm, bias=True)
+    values = on_target(values, target)
     return MatmulCost(program.compile(target=target, multiples=PROMISES, **values), form, values)
 
 

@@ -15,12 +15,14 @@ from tilus.runtime import cache as disk
 from tilus.runtime.compiled import CompiledKernel
 from tilus.runtime.sass import Instruction, parse_sass
 from tilus.runtime.warp_time import warp_cycles
+from tilus.runtime.weights.packing import WARP
 from tilus.runtime.weights.weight import WeightFormat
 
 _FILE = "facts.json"
 _SHAPE = re.compile(r"(16)(8)(8|16|32)")
 _BANKS_BYTES = 128  # that shared memory moves in a cycle
 _TO_SHARED = {"lds", "sts"}
+_COPIES = {"LDGSTS", "UBLKCP"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +35,19 @@ class CodeFacts:
         Weights that a thread consumes.
     instructions, alu, half : int
         All, those on the narrow pipe of logic and integers, and those on halves.
-    wavefronts : int
+    produced : float
+        Instructions of a producer in a trip, shared out to the warps that compute.
+    wavefronts : float
         Passes through the banks of shared memory, copies from global memory included.
     flops : int
         Of the tensor cores, padding and correction sums included.
     cycles : (int, int)
-        Of a warp alone where a load from device memory takes each of `LATENCIES`: see `tilus.runtime.warp_time`.
+        Of a warp alone, of the slower kind, where a load from device memory takes each of `LATENCIES`: see
+        `tilus.runtime.warp_time`.
     edge_cycles : int
         The same for the code before and behind the loop, once, at the lower one.
+    block_threads : int
+        Of a block, a producer's among them.
     registers, spills, shared_bytes, blocks_per_sm : int
         See `Resources`.
     """
@@ -49,10 +56,12 @@ class CodeFacts:
     instructions: int
     alu: int
     half: int
-    wavefronts: int
+    produced: float
+    wavefronts: float
     flops: int
     cycles: tuple[int, int]
     edge_cycles: int
+    block_threads: int
     registers: int
     spills: int
     shared_bytes: int
@@ -88,23 +97,54 @@ def _read(compiled: CompiledKernel, form: WeightFormat, configuration: Configura
     loop, name = cost.loop, cost.loop.function
     if not loop.is_loop:
         raise FormatError(f"kernel {name!r} has no loop over K")
-    [function] = [f for f in parse_sass(compiled.sass) if f.name == name]
-    places = [i.address for i in loop.instructions]
-    edges = [i for i in function.instructions if not min(places) <= i.address <= max(places)]
     return CodeFacts(
         weights=cost.weights_per_trip,
         instructions=len(loop.instructions),
         alu=loop.pipes.get("alu", 0),
         half=loop.mix["half2"],
-        wavefronts=sum(map(_wavefronts, loop.instructions)),
+        produced=cost.producer_share * cost.weights_per_trip,
+        wavefronts=sum(map(_wavefronts, loop.instructions)) + _copied_wavefronts(cost),
         flops=sum(map(_flops, loop.instructions)),
         cycles=cost.trip_cycles,
-        edge_cycles=warp_cycles(_executed(edges), compiled.cubin, name, LATENCIES[0]),
+        edge_cycles=_edge_cycles(cost),
+        block_threads=compiled.resources.max_threads,
         registers=cost.registers,
         spills=cost.spills,
         shared_bytes=cost.shared_bytes,
         blocks_per_sm=cost.blocks_per_sm,
     )
+
+
+def _edge_cycles(cost: MatmulCost) -> int:
+    """Return the cycles of the code before and behind the loop, until a producer has started the first copies."""
+    name = cost.loop.function
+    [function] = [f for f in parse_sass(cost.compiled.sass) if f.name == name]
+
+    def cycles(instructions: Iterable[Instruction]) -> int:
+        return warp_cycles(_executed(instructions), cost.compiled.cubin, name, LATENCIES[0])
+
+    places = _places(cost.loop.instructions)
+    if cost.producer is None:
+        return cycles(i for i in function.instructions if i.address not in places)
+    copies = _places([i for i in function.instructions if i.opcode in _COPIES])
+    ahead = range(copies.start, _places(cost.producer.instructions).start)
+    rest = [i for i in function.instructions if i.address not in places and i.address not in copies]
+    groups: int = cost.constants["STAGES"] - 1
+    return cycles(rest) + cycles(i for i in function.instructions if i.address in ahead) // groups
+
+
+def _places(instructions: Iterable[Instruction]) -> range:
+    addresses = [i.address for i in instructions]
+    return range(min(addresses), max(addresses) + 1)
+
+
+def _copied_wavefronts(cost: MatmulCost) -> float:
+    """Return the passes of what a producer copies, shared out to the warps that compute."""
+    if cost.producer is None:
+        return 0.0
+    weights = cost.weights_per_trip * cost.threads * cost.form.dtype.nbits // 8
+    passes = sum(map(_wavefronts, cost.producer.instructions)) + weights / _BANKS_BYTES
+    return passes * WARP / cost.threads
 
 
 def _executed(instructions: Iterable[Instruction]) -> list[Instruction]:

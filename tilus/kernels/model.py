@@ -176,7 +176,7 @@ def _wave(blocks: _Blocks, number: int, trips: float, facts: CodeFacts | None, d
         busiest = -(-number // device.sms)
         warps = busiest * blocks.warps * trips
         microsecond = device.clock * 1e3
-        slots = max(facts.instructions, _NARROW * facts.alu, device.half_rate * facts.half)
+        slots = max(facts.instructions + facts.produced, _NARROW * facts.alu, device.half_rate * facts.half)
         found["latency"] = max(found["latency"], trips * facts.trip_cycles(device.latency * device.clock) / microsecond)
         found["issue"] = warps / SCHEDULERS * slots / microsecond
         found["shared"] = warps * facts.wavefronts / microsecond

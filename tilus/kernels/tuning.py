@@ -12,87 +12,21 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tilus.errors import CompileError, PassError, TilusError
-from tilus.kernels.candidates import (
-    VARIED,
-    Configuration,
-    Problem,
-    bucket,
-    configurations,
-    default_configuration,
-    splits,
-)
-from tilus.kernels.devices import Device, find_device
-from tilus.kernels.facts import CodeFacts, code_facts
-from tilus.kernels.model import Prediction, predict
+from tilus.errors import TilusError
+from tilus.kernels.candidates import VARIED, Configuration, Problem, configurations, default_configuration
+from tilus.kernels.devices import find_device
+from tilus.kernels.ranking import ranked
 from tilus.runtime import cache as disk
 from tilus.runtime.knobs import knobs
 from tilus.runtime.nvrtc import toolchain_version
 
-COMPILED = 8  # candidates whose machine code is looked at
-TIMED = 4  # of which so many are timed
-TOLD_APART = 1.01  # predictions closer than that count as equal
+TIMED = 4  # of the candidates that the model likes best
 
 Timer = Callable[[Configuration], float]
-
-
-@dataclass(frozen=True, slots=True)
-class Ranked:
-    """A candidate, what its machine code says, and what that makes of it."""
-
-    configuration: Configuration
-    facts: CodeFacts
-    prediction: Prediction
-
-
-@cache
-def ranked(problem: Problem, device: Device) -> tuple[Ranked, ...]:
-    """Return the candidates that the model expects most of, the fastest first.
-
-    Those are compiled that would be fastest if code were free, and the default one. A candidate that spills registers
-    counts only where all do.
-    """
-    found = []
-    for configuration in promising(problem, device):
-        try:
-            facts = code_facts(configuration, problem.form, device.target)
-        except (CompileError, PassError):  # more registers or shared memory than there are
-            continue
-        found += [Ranked(c, facts, predict(problem, c, facts, device)) for c in splits(problem, configuration)]
-    clean = [one for one in found if not one.facts.spills and one.facts.blocks_per_sm] or found
-    return tuple(sorted(clean, key=lambda one: one.prediction.total))
-
-
-def promising(problem: Problem, device: Device) -> list[Configuration]:
-    """Return the candidates to compile: of each tile the fewest stages that seem enough, and the most.
-
-    Blocks that share K run the same loop, so the candidates stand for all of `splits`.
-    """
-    kinds: dict[tuple[int, ...], list[tuple[float, int, Configuration]]] = {}
-    for c in configurations(problem, device.target):
-        time = predict(problem, c, None, device).total
-        kinds.setdefault((c["BM"], c.get("SLICES", 1), c.get("TILES", 1)), []).append((time, c["STAGES"], c))
-    best = []
-    for found in kinds.values():
-        least = min(time for time, _, _ in found)
-        enough = sorted((one for one in found if one[0] <= least * TOLD_APART), key=lambda one: one[1])
-        best += [enough[0], enough[-1]]
-    best.sort(key=lambda one: one[0])
-    chosen = [default_configuration(problem), *(c for _, _, c in best[:COMPILED])]
-    return list(dict.fromkeys(c.replace(SPLIT=1) for c in chosen))
-
-
-def explained(problem: Problem, device: Device) -> list[Ranked]:
-    """Return the candidates in the order of dispatch, by M's bucket, with predictions for M itself."""
-    key = replace(problem, m=bucket(problem.m, problem.form, problem.activation))
-    return [
-        replace(one, prediction=predict(problem, one.configuration, one.facts, device)) for one in ranked(key, device)
-    ]
 
 
 def choose(problem: Problem, name: str, timer: Timer | None = None) -> Configuration:

@@ -25,6 +25,7 @@ class Launch:
 
     grid: tuple[Expr, ...]
     warps: int
+    producer: bool
 
 
 @dataclass(slots=True)

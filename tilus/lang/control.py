@@ -10,18 +10,18 @@ from tilus.ir.expr import BlockId, Expr, Var
 from tilus.ir.instructions import Assert, Print
 from tilus.ir.node import rewrite, walk
 from tilus.ir.stmt import Let, Stmt
+from tilus.ir.target import MAX_WARPS
 from tilus.lang.arguments import ArgumentError, a_flag, an_int, an_integer, expected, integers
 from tilus.lang.arithmetic import convert, expression
 from tilus.lang.builder import Builder, Launch
 from tilus.lang.primitives import function
 from tilus.lang.values import Range, Scalar, Text, Tile, Value, is_runtime
 
-MAX_WARPS = 32  # 1024 threads per block: CUDA C++ programming guide, "compute capabilities"
 MAX_UNROLL = 4096
 
 
 @function()
-def launch(b: Builder, blocks: Value, warps: Value = 4) -> None:
+def launch(b: Builder, blocks: Value, warps: Value = 4, producer: Value = False) -> None:
     """Say how many thread blocks run the kernel. Comes once, before anything is computed.
 
     Parameters
@@ -30,6 +30,11 @@ def launch(b: Builder, blocks: Value, warps: Value = 4) -> None:
         Extents of the grid, in terms of the kernel's parameters.
     warps : compile-time int
         Warps per block.
+    producer : compile-time bool
+        Have asynchronous copies started by one warp more, which does nothing else, where the target has bulk copies
+        (`sm_90a`) and the kernel is a pipeline: groups of copies before one loop, each trip of which is a
+        `wait_group`, a `sync`, and the copies of a later trip as a group. Those copies must move rows of 32 bytes or
+        more that are aligned to 16. Any other kernel has all threads copy, as without it.
     """
     if b.launch is not None:
         raise TilusError("launch is called a second time", hint="a kernel calls it once, as its first statement")
@@ -50,7 +55,7 @@ def launch(b: Builder, blocks: Value, warps: Value = 4) -> None:
     count = an_int(warps, "warps")
     if not 1 <= count <= MAX_WARPS:
         raise ArgumentError("warps", f"a block has 1 to {MAX_WARPS} warps, got {count}")
-    b.launch = Launch(grid, count)
+    b.launch = Launch(grid, count, a_flag(producer, "producer"))
 
 
 def _in_parameters(expr: Expr, declared: list[Stmt]) -> Expr:

@@ -231,7 +231,8 @@ class KernelDef:
                 hint="begin it with launch(blocks=..., warps=4)",
             )
         body = tuple(build.root)
-        program = Program(self.name, tuple(params), build.launch.grid, build.launch.warps, body, loc=self._loc)
+        said = build.launch
+        program = Program(self.name, tuple(params), said.grid, said.warps, body, said.producer, loc=self._loc)
         return _with_layouts(program, build) if build.layouts else program
 
 

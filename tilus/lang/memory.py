@@ -18,7 +18,6 @@ from tilus.ir.instructions import (
 )
 from tilus.lang.arguments import (
     ArgumentError,
-    a_flag,
     a_pointer,
     a_sequence,
     a_shape,
@@ -217,7 +216,6 @@ def copy_async(
     shape: Value = None,
     dst_dims: Value = None,
     src_dims: Value = None,
-    bulk: Value = False,
 ) -> None:
     """Start copying a tile of a global view to a shared tensor; zeros are written where it leaves the view.
 
@@ -233,9 +231,6 @@ def copy_async(
         Extents of the tile; by default the last extents of `dst`, as many as `src` has dimensions.
     dst_dims, src_dims : tuple of int, optional
         The dimensions the tile runs along; by default the last ones.
-    bulk : bool
-        Let one thread have the whole tile copied (`cp.async.bulk`), where the target can (`sm_90a`) and the tile is one
-        aligned piece of memory on both sides, of 1 KiB or more; else all threads copy, as without it.
     """
     target, source = a_shared(dst, "dst"), a_view(src, "src")
     rank = len(source.shape)
@@ -247,11 +242,7 @@ def copy_async(
         raise ArgumentError("src", f"cannot copy {source.dtype} to a shared tensor of {target.dtype}")
     there = _shared_offset(dst_offset, len(target.shape), "dst_offset")
     here = ranked(src_offset, rank, "src_offset", "the view")
-    b.run(
-        CopyAsync(
-            target.tensor, source.tensor, there, here, extents, into, along, a_flag(bulk, "bulk") or None, loc=b.loc
-        )
-    )
+    b.run(CopyAsync(target.tensor, source.tensor, there, here, extents, into, along, loc=b.loc))
 
 
 @function()

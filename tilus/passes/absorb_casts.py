@@ -35,12 +35,12 @@ from tilus.ir.instructions import (
 )
 from tilus.ir.node import Node, rewrite
 from tilus.ir.program import Program
-from tilus.ir.stmt import InstStmt, Stmt
+from tilus.ir.stmt import InstStmt, Stmt, inst_stmts
 from tilus.ir.target import Target
 from tilus.ir.types import RegisterType
 from tilus.passes.dead_code import remove_dead
 from tilus.passes.loop_factors import take_factors_out
-from tilus.passes.tensors import inst_stmts, register_operands, register_type
+from tilus.passes.tensors import register_operands, register_type
 from tilus.passes.weight_numbers import FRAGMENT_ROWS, Numbers, Range, Term, find_numbers, pays
 from tilus.passes.weights import BYTE, Weights, counts_to, find_weights, single_definitions
 
@@ -250,13 +250,17 @@ def _sums(lines: _Lines, inst: Dot, numbers: Numbers, weights: Weights, warps: i
 
 
 def _less_columns(lines: _Lines, constant: float, weights: Weights) -> Tensor:
-    """Return a constant minus zero points, [*rows, 1] in f32; subtracted two at a time where no number is too long."""
+    """Return a constant minus zero points, [*rows, 1] in f32; added up two at a time where no number is too long.
+
+    What is made is the opposite: casts bring a constant along, and a multiplication takes the other sign for nothing.
+    """
     farthest = abs(constant) + BYTE * len(weights.columns)
     kind = weights.dtype if constant.is_integer() and counts_to(weights.dtype, farthest) else f32
-    column = lines.let(Full(Const(constant, kind), register_type(weights.columns[0]).shape))
-    for zero in weights.columns:
-        column = lines.let(Elementwise("sub", (column, lines.cast(zero, kind))))
-    return lines.cast(column, f32)
+    first, *others = (lines.cast(zero, kind) for zero in weights.columns)
+    column = first if constant == 0.0 else lines.let(Elementwise("sub", (first, Const(constant, kind))))
+    for zero in others:
+        column = lines.let(Elementwise("add", (column, zero)))
+    return lines.let(Elementwise("neg", (lines.cast(column, f32),)))
 
 
 def _holds(dtype: DataType, value: float) -> bool:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from tilus.ir.expr import Expr, Tensor
 from tilus.ir.instructions import AtomicAdd, CopyAsync, GlobalView, Instruction, LoadGlobal, Prefetch, StoreGlobal
 from tilus.ir.program import Program
+from tilus.ir.stmt import inst_stmts
 from tilus.ir.types import GlobalType
 from tilus.passes.analyze import Analysis
-from tilus.passes.tensors import inst_stmts, register_type
+from tilus.passes.tensors import register_type
 
 MAX_BYTES = 16  # the widest access of one thread to any memory
 

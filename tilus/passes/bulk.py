@@ -15,7 +15,6 @@ from tilus.passes.access import GlobalAccess, unmasked_dims
 from tilus.passes.analyze import Analysis
 from tilus.passes.shared_access import SharedAccess, tile_layout
 
-BULK_CAPABILITY = 90
 _UNIT = 16  # PTX ISA, "cp.async.bulk": addresses and sizes are multiples of 16 bytes
 _LEAST = 1024  # smaller pieces are not worth the barrier's round trip
 

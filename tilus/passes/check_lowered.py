@@ -37,18 +37,18 @@ from tilus.ir.instructions import (
     Unpack,
     View,
 )
+from tilus.ir.producer import find_pipeline, has_producer, producer_of
 from tilus.ir.program import Program
-from tilus.ir.stmt import InstStmt, Selected
+from tilus.ir.stmt import InstStmt, Selected, inst_stmts
 from tilus.ir.target import Target
 from tilus.layouts import RegisterLayout, classify_conversion, index_table, locate_table
 from tilus.passes.access import GlobalAccess, contiguous_dim, global_access, unmasked_dims, views_of, widest
 from tilus.passes.analyze import Analysis, analyze
-from tilus.passes.bulk import BULK_CAPABILITY, is_bulk, is_piece
+from tilus.passes.bulk import is_bulk, is_piece
 from tilus.passes.dot_layouts import matches_fma, matches_mma
 from tilus.passes.plan_shared import barriers_of, find_tenants, may_share
 from tilus.passes.shared_access import local_run, matrix_load, shared_access, vector_width
 from tilus.passes.tensors import (
-    inst_stmts,
     layout_of,
     register_operands,
     register_tensors,
@@ -81,6 +81,10 @@ class _Context:
         self.target = target
         self.analysis: Analysis = analyze(program)
         self.views: Mapping[Tensor, GlobalView] = views_of(program)
+        self.copying = self.analysis  # of the program that starts copies
+        pipeline = find_pipeline(program, target)
+        if pipeline is not None and has_producer(program):
+            self.copying = analyze(producer_of(program, pipeline))
 
 
 def _breaches(program: Program, target: Target) -> Iterator[str]:
@@ -213,8 +217,8 @@ def _selected(stmt: InstStmt) -> Selected:
     return stmt.selected
 
 
-def _bounds(access: GlobalAccess, stmt: InstStmt, context: _Context) -> Iterator[str]:
-    unproved = set(_selected(stmt).unmasked) - set(unmasked_dims(access, context.analysis))
+def _bounds(access: GlobalAccess, stmt: InstStmt, analysis: Analysis) -> Iterator[str]:
+    unproved = set(_selected(stmt).unmasked) - set(unmasked_dims(access, analysis))
     if unproved:
         yield f"dimensions {sorted(unproved)} go unmasked without proof"
 
@@ -222,7 +226,7 @@ def _bounds(access: GlobalAccess, stmt: InstStmt, context: _Context) -> Iterator
 def _global(inst: Instruction, stmt: InstStmt, context: _Context) -> Iterator[str]:
     access = global_access(inst, context.views)
     assert access is not None
-    yield from _bounds(access, stmt, context)
+    yield from _bounds(access, stmt, context.analysis)
     tile = stmt.out if isinstance(inst, LoadGlobal) else inst.tile if isinstance(inst, StoreGlobal) else None
     dim = contiguous_dim(access, context.analysis)
     limit = local_run(layout_of(tile), dim) if isinstance(tile, Tensor) and dim is not None else 1
@@ -255,27 +259,28 @@ def _copy_async(inst: CopyAsync, stmt: InstStmt, context: _Context) -> Iterator[
     source, access, selected = global_access(inst, context.views), shared_access(inst), _selected(stmt)
     assert source is not None
     assert access is not None
-    yield from _bounds(source, stmt, context)
-    if selected.atom == "cp.async" and selected.width * source.nbits // 8 not in (4, 8, 16):
-        yield f"cp.async moves 4, 8 or 16 bytes, not {selected.width * source.nbits // 8}"
-    dim, width = contiguous_dim(source, context.analysis), selected.width
+    analysis, width = context.copying, selected.width
+    yield from _bounds(source, stmt, analysis)
+    if selected.atom == "cp.async" and width * source.nbits // 8 not in (4, 8, 16):
+        yield f"cp.async moves 4, 8 or 16 bytes, not {width * source.nbits // 8}"
+    dim = contiguous_dim(source, analysis)
     limit = 1
     if dim is not None:
         layout, most = shared_layout_of(inst.dst), min(width, inst.shape[dim] & -inst.shape[dim])
-        limit = vector_width(access, dim, most, source.nbits, layout, context.analysis)
-    if width != widest(source, dim, limit, context.analysis)[0]:
+        limit = vector_width(access, dim, most, source.nbits, layout, analysis)
+    if width != widest(source, dim, limit, analysis)[0]:
         yield f"{width} elements at once are not contiguous and aligned on both sides"
     if selected.atom == "cp.async.bulk":
-        if context.target.capability < BULK_CAPABILITY:
-            yield f"{context.target.name} has no bulk copies"
-        if not is_bulk(source, access, shared_layout_of(inst.dst), width, context.analysis):
+        if find_pipeline(context.program, context.target) is None:
+            yield "a producer starts bulk copies, and the program, or the target, can have none"
+        if not is_bulk(source, access, shared_layout_of(inst.dst), width, analysis):
             yield "a bulk copy moves one piece of memory, which the tile is not on both sides"
 
 
 def _prefetch(inst: Prefetch, stmt: InstStmt, context: _Context) -> Iterator[str]:
     source, selected = global_access(inst, context.views), _selected(stmt)
     assert source is not None
-    yield from _bounds(source, stmt, context)
+    yield from _bounds(source, stmt, context.analysis)
     if selected.atom != "none" and not is_piece(source, selected.width, context.analysis):
         yield "one piece of memory is prefetched, which the tile is not"
 

@@ -10,9 +10,9 @@ from tilus.ir.expr import Tensor
 from tilus.ir.instructions import Cast, Copy, Instruction, Reshape, Slice, Transpose
 from tilus.ir.node import Node, children, rewrite, substitute
 from tilus.ir.program import Program
-from tilus.ir.stmt import Assign, For, If, InstStmt, Let, Stmt, While
+from tilus.ir.stmt import Assign, For, If, InstStmt, Let, Stmt, While, inst_stmts
 from tilus.ir.types import RegisterType
-from tilus.passes.tensors import inst_stmts, register_operands, register_type
+from tilus.passes.tensors import register_operands, register_type
 
 
 def coalesce_copies(program: Program) -> Program:

@@ -36,7 +36,7 @@ from tilus.ir.instructions import (
 )
 from tilus.ir.node import Node, children
 from tilus.ir.program import Program
-from tilus.ir.stmt import For, InstStmt, While
+from tilus.ir.stmt import For, InstStmt, While, inst_stmts
 from tilus.ir.target import Target
 from tilus.layouts import RegisterLayout
 from tilus.passes.access import contiguous_dim, global_access, views_of, whole_bytes, widest
@@ -45,7 +45,7 @@ from tilus.passes.insert_conversions import insert_conversions
 from tilus.passes.layout_rules import Machine, best_dot, spread
 from tilus.passes.memory_layouts import coalesced, rows_to_warps, vector_width
 from tilus.passes.shared_access import local_run
-from tilus.passes.tensors import inst_stmts, register_operands, register_tensors, register_type, with_layouts
+from tilus.passes.tensors import register_operands, register_tensors, register_type, with_layouts
 
 _LOAD_COST = 6  # of one access to global memory, in instructions on registers: its share of the load units' time
 

@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from tilus.errors import LayoutError
 from tilus.ir.expr import Tensor
 from tilus.ir.instructions import CopyAsync, GlobalView, Instruction, LoadShared, StoreShared
+from tilus.ir.producer import find_pipeline
 from tilus.ir.program import Program
-from tilus.ir.stmt import InstStmt
+from tilus.ir.stmt import InstStmt, inst_stmts
 from tilus.ir.target import Target
 from tilus.layouts import Access, RegisterLayout, SharedLayout, best_swizzle, dealt_vectors, row_major
 from tilus.passes.access import contiguous_dim, global_access, views_of, whole_bytes, widest
 from tilus.passes.analyze import Analysis, analyze
 from tilus.passes.shared_access import SharedAccess, expanded, local_run, matrix_load, shared_access
-from tilus.passes.tensors import inst_stmts, layout_of, shared_tensors, shared_type, with_layouts
+from tilus.passes.tensors import layout_of, shared_tensors, shared_type, with_layouts
 
 
 def infer_shared(program: Program, target: Target) -> Program:
@@ -28,7 +29,9 @@ def infer_shared(program: Program, target: Target) -> Program:
     missing = [t for t in shared_tensors(program) if shared_type(t).layout is None]
     if not missing:
         return program
-    chooser = _Chooser(program, target, analyze(program), views_of(program))
+    threads = program.num_threads if find_pipeline(program, target) is None else target.lanes
+    assert threads is not None
+    chooser = _Chooser(program, target, analyze(program), views_of(program), threads)
     return with_layouts(program, {t: chooser.layout(t) for t in missing})
 
 
@@ -38,6 +41,7 @@ class _Chooser:
     target: Target
     analysis: Analysis
     views: Mapping[Tensor, GlobalView]
+    copying_threads: int  # that asynchronous copies are dealt to
 
     def layout(self, tensor: Tensor) -> SharedLayout:
         shape = shared_type(tensor).shape
@@ -141,8 +145,7 @@ class _Chooser:
             width, _ = widest(source, dim, min(limit, max(128 // nbits, 1)), self.analysis)
             while width > 1 and not self.analysis.of(inst.dst_offset[at]).divisible_by(width):
                 width //= 2
-        threads, last = self.program.num_threads, len(inst.shape) - 1
-        assert threads is not None
+        threads, last = self.copying_threads, len(inst.shape) - 1
         return dealt_vectors(threads, inst.shape, last if dim is None else dim, width), width, None
 
 

@@ -16,8 +16,8 @@ from tilus.ir.expr import Const, Tensor, Var
 from tilus.ir.instructions import Elementwise, Full
 from tilus.ir.node import Node, rewrite
 from tilus.ir.program import Program
-from tilus.ir.stmt import For, InstStmt, Stmt
-from tilus.passes.tensors import inst_stmts, register_operands, register_type
+from tilus.ir.stmt import For, InstStmt, Stmt, inst_stmts
+from tilus.passes.tensors import register_operands, register_type
 from tilus.passes.weights import Definitions, single_definitions
 
 Factors: TypeAlias = Mapping[Tensor, tuple[Tensor, float]]

@@ -18,11 +18,11 @@ from tilus.ir.expr import Tensor
 from tilus.ir.instructions import AllocShared, ConvertLayout, CopyAsync, Sync, WaitGroup
 from tilus.ir.node import Node, children, rewrite
 from tilus.ir.program import Program
-from tilus.ir.stmt import InstStmt, Stmt
+from tilus.ir.stmt import InstStmt, Stmt, inst_stmts
 from tilus.ir.target import Target
 from tilus.ir.types import SharedType
 from tilus.layouts.scratch import plan_scratch
-from tilus.passes.tensors import inst_stmts, layout_of, register_type, shared_layout_of, shared_type
+from tilus.passes.tensors import layout_of, register_type, shared_layout_of, shared_type
 
 _ALIGNMENT = 16  # the widest access of a thread
 _SWIZZLED_ALIGNMENT = 128  # all banks: the swizzle permutes chunks within them

@@ -27,13 +27,14 @@ from tilus.ir.instructions import (
     StoreShared,
 )
 from tilus.ir.node import Node, rewrite
+from tilus.ir.producer import find_pipeline, producer_of
 from tilus.ir.program import Program
-from tilus.ir.stmt import InstStmt, Selected
+from tilus.ir.stmt import InstStmt, Selected, inst_stmts
 from tilus.ir.target import DEPENDENT_LAUNCH, Target
 from tilus.layouts import Access, BankReport, RegisterLayout, dealt_vectors
 from tilus.passes.access import contiguous_dim, global_access, unmasked_dims, views_of, widest
 from tilus.passes.analyze import Analysis, analyze
-from tilus.passes.bulk import BULK_CAPABILITY, is_bulk, is_piece
+from tilus.passes.bulk import is_bulk, is_piece
 from tilus.passes.conversion_kind import conversion_kind
 from tilus.passes.dot_layouts import matches_fma, matches_mma, mma_atoms, product_extents
 from tilus.passes.shared_access import SharedAccess, local_run, matrix_load, shared_access, tile_layout, vector_width
@@ -49,12 +50,13 @@ class _Context:
     num_threads: int
     analysis: Analysis
     views: Mapping[Tensor, GlobalView]
+    producer: Analysis | None = None  # of the producer's program, if one starts the copies
 
 
 def select(program: Program, target: Target) -> Program:
     """Choose the hardware instruction of every line; the same program where all are chosen already."""
     assert program.num_threads is not None, "layouts are inferred before instructions are selected"
-    context = _Context(target, program.num_threads, analyze(program), views_of(program))
+    context = _with_producer(program, _Context(target, program.num_threads, analyze(program), views_of(program)))
 
     def rule(node: Node) -> Node | None:
         if not isinstance(node, InstStmt) or type(node.inst) not in _SELECTORS:
@@ -64,6 +66,17 @@ def select(program: Program, target: Target) -> Program:
 
     new: Program = rewrite(program, rule)
     return new
+
+
+def _with_producer(program: Program, context: _Context) -> _Context:
+    """Let a producer start the copies if it can start all, and one is a bulk copy, which it is worth its warp for."""
+    pipeline = find_pipeline(program, context.target)
+    if pipeline is None:
+        return context
+    produced = replace(context, producer=analyze(producer_of(program, pipeline)))
+    copies = [stmt.inst for stmt in inst_stmts(program) if isinstance(stmt.inst, CopyAsync)]
+    atoms = {_copy_async(inst, None, produced).atom for inst in copies}
+    return produced if "cp.async.bulk" in atoms and "ld.st" not in atoms else context
 
 
 # --- global memory --------------------------------------------------------------------------------------------------
@@ -149,20 +162,21 @@ def _copy_async(inst: CopyAsync, out: None, context: _Context) -> Selected:
     source, target = global_access(inst, context.views), shared_access(inst)
     assert source is not None
     assert target is not None
-    dim, nbits, layout = contiguous_dim(source, context.analysis), source.nbits, shared_layout_of(inst.dst)
-    unmasked = unmasked_dims(source, context.analysis)
+    analysis = context.producer or context.analysis
+    dim, nbits, layout = contiguous_dim(source, analysis), source.nbits, shared_layout_of(inst.dst)
+    unmasked = unmasked_dims(source, analysis)
     limit = 1
     if dim is not None:
         extent = inst.shape[dim]
-        limit = vector_width(target, dim, extent & -extent, nbits, layout, context.analysis)
-    width, note = widest(source, dim, limit, context.analysis)
-    capability = context.target.capability
-    if inst.bulk and capability >= BULK_CAPABILITY and is_bulk(source, target, layout, width, context.analysis):
+        limit = vector_width(target, dim, extent & -extent, nbits, layout, analysis)
+    width, note = widest(source, dim, limit, analysis)
+    if context.producer is not None and is_bulk(source, target, layout, width, analysis):
         return Selected("cp.async.bulk", width, f"{prod(inst.shape) * nbits // 8} B by one thread", unmasked)
     along = len(inst.shape) - 1 if dim is None else dim
-    by_threads = dealt_vectors(context.num_threads, inst.shape, along, width)
+    threads = context.num_threads if context.producer is None else context.target.lanes
+    by_threads = dealt_vectors(threads, inst.shape, along, width)
     conflicts = _conflicts(Access(by_threads, vector_bytes=max(width * nbits // 8, 1)), target, inst.dst, context)
-    possible = capability >= _ASYNC_CAPABILITY
+    possible = context.target.capability >= _ASYNC_CAPABILITY
     atom = "cp.async" if possible and width * nbits // 8 in _ASYNC_BYTES else "ld.st"
     return Selected(atom, width, ", ".join(x for x in (note, conflicts) if x), unmasked)
 

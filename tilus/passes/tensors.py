@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from tilus.errors import InternalError
@@ -13,17 +13,6 @@ from tilus.ir.program import Program
 from tilus.ir.stmt import Assign, For, InstStmt, Let
 from tilus.ir.types import GlobalType, RegisterType, SharedType
 from tilus.layouts import RegisterLayout, SharedLayout
-
-
-def inst_stmts(node: Node) -> Iterator[InstStmt]:
-    """Yield every instruction statement below a node, in program order."""
-    left = [node]  # an instruction holds no statements: leaving it out makes this much faster than `walk`
-    while left:
-        item = left.pop()
-        if isinstance(item, InstStmt):
-            yield item
-        else:
-            left += [*children(item)][::-1]
 
 
 def register_type(x: Tensor) -> RegisterType:

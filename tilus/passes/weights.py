@@ -17,9 +17,9 @@ from tilus.ir.expr import Const, Tensor
 from tilus.ir.instructions import Cast, Copy, Elementwise, Slice, View
 from tilus.ir.node import Node
 from tilus.ir.program import Program
-from tilus.ir.stmt import InstStmt
+from tilus.ir.stmt import InstStmt, inst_stmts
 from tilus.layouts import BitLayout
-from tilus.passes.tensors import inst_stmts, register_type
+from tilus.passes.tensors import register_type
 
 _HALVES = ("f16", "bf16")
 BYTE = 255  # no zero point is farther from 0

@@ -15,6 +15,7 @@ from typing import Any
 
 from tilus import vm
 from tilus.codegen import cuda, llvm
+from tilus.codegen.cuda.source import CudaSource
 from tilus.errors import LaunchError
 from tilus.ir.program import Program
 from tilus.ir.target import Target
@@ -25,10 +26,11 @@ from tilus.runtime.cpu_pool import launch as launch_blocks
 from tilus.runtime.launch_cuda import CudaKernel
 from tilus.runtime.llvm_jit import compile_object, load_object
 from tilus.runtime.nvrtc import CudaBinary, compile_cuda, toolchain_version
-from tilus.runtime.resources import read_resources
+from tilus.runtime.resources import MOST_REGISTERS, blocks_held, read_resources
 from tilus.runtime.simulate import load_simt
 
 _OPTIONS = ("--generate-line-info",)
+_SMALL_BLOCK = 256  # threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +54,12 @@ class Backend:
 
 def _build_cuda(lowered: Program, target: Target) -> Files:
     source = cuda.emit(lowered, target)
-    text, binary = _with_fewest_spills(source.text, target.name)
+    assert lowered.num_threads is not None
+    text, binary = _compiled(source, target, lowered.num_threads)
     meta = {
         "kernel": source.kernel_name,
         "shared": source.dynamic_shared_bytes,
-        "threads": lowered.num_threads,
+        "threads": source.threads,
         "windows": source.windows,
         "dependent": source.dependent,
     }
@@ -68,22 +71,28 @@ def _build_cuda(lowered: Program, target: Target) -> Files:
     }
 
 
-def _with_fewest_spills(text: str, arch: str) -> tuple[str, CudaBinary]:
-    """Compile; return the text and the code that spill least.
+def _compiled(source: CudaSource, target: Target, threads: int) -> tuple[str, CudaBinary]:
+    """Compile code for blocks in which so many threads compute; return the text and the code that are best.
 
     The compiler aims at several blocks for a multiprocessor. Where that makes it spill, it is told that one is enough,
-    or that threads may have all registers.
+    or that threads may have all registers. That is told first of kernels with a producer, for which it keeps so few
+    that it computes addresses anew in every trip; but two of their blocks should find room.
     """
+    produced, text = source.threads != threads, source.text
     alone = re.sub(r"__launch_bounds__\((\d+)\)", r"__launch_bounds__(\1, 1)", text)
-    found: list[tuple[int, str, CudaBinary]] = []
-    for source, options in ((text, ()), (alone, ()), (text, ("--maxrregcount=255",))):
-        binary = compile_cuda(source, arch, (*_OPTIONS, *options))
-        spills = read_resources(binary.cubin).spills
-        found.append((spills, source, binary))
-        if not spills:
+    usual, all_registers = (text, ()), (text, (f"--maxrregcount={MOST_REGISTERS}",))
+    ways = (all_registers, usual, (alone, ())) if produced else (usual, (alone, ()), all_registers)
+    found: list[tuple[tuple[int, bool], str, CudaBinary]] = []
+    for written, options in ways:
+        binary = compile_cuda(written, target.name, (*_OPTIONS, *options))
+        taken = read_resources(binary.cubin)
+        held = blocks_held(taken.arch, taken.registers, source.threads)["registers"]
+        crowded = produced and held < 2 and source.threads <= _SMALL_BLOCK
+        found.append(((taken.spills, crowded), written, binary))
+        if not any(found[-1][0]):
             break
-    _, source, binary = min(found, key=lambda each: each[0])
-    return source, binary
+    _, text, binary = min(found, key=lambda each: each[0])
+    return text, binary
 
 
 def _load_cuda(built: Built) -> Launch:

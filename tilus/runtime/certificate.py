@@ -110,13 +110,11 @@ def certify(
     others = [simulate(built, values, copies, grid, landing=landing) for landing in landings[1:]]
     # Most faults show however copies land: one of a kind for each line, as the first run saw it.
     faults = {(f.kind, f.loc, f.other): f for report in (*others, first) for f in faults_of(report, built)}
-    threads = built.ir.num_threads
-    assert threads is not None
     return Certificate(
         kernel=built.program.name,
         target=built.target.code.name,
         grid=tuple(grid),
-        threads=threads,
+        threads=built.resources.max_threads,
         landings=tuple(landings),
         faults=tuple(faults.values()),
         data_independent=first.data_independent,

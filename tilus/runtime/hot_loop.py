@@ -90,6 +90,25 @@ def hot_loop(sass: str, function: str | None = None) -> HotLoop:
     return _hot_loop(max(functions, key=lambda f: (_tensor(f.instructions), _float(f.instructions))))
 
 
+def producer_loop(sass: str, function: str) -> HotLoop | None:
+    """Return the loop of the warp that starts bulk copies for the others; None if no such warp is there.
+
+    It is the greatest loop with bulk copies and no work on numbers.
+    """
+    [found] = [f for f in parse_sass(sass) if f.name == function]
+    blocks = basic_blocks(found)
+
+    def of(loop: Loop, amount: Amount) -> int:
+        return sum(amount(blocks[node].instructions) for node in loop.blocks)
+
+    loops = [loop for loop in natural_loops(blocks) if of(loop, _bulk) and not of(loop, _tensor)]
+    loop = max(loops, key=lambda loop: len(loop.blocks), default=None)
+    if loop is None:
+        return None
+    inside = [node for node in reachable(blocks) if node in loop.blocks]
+    return _trip(function, blocks, inside, loop.header, loop.latches, _bulk, is_loop=True)
+
+
 def _hot_loop(function: Function) -> HotLoop:
     blocks = basic_blocks(function)
     live = reachable(blocks)
@@ -110,6 +129,10 @@ Amount = Callable[[Iterable[Instruction]], int]
 
 def _tensor(instructions: Iterable[Instruction]) -> int:
     return sum(i.klass.kind == "mma" for i in instructions)
+
+
+def _bulk(instructions: Iterable[Instruction]) -> int:
+    return sum(i.opcode == "UBLKCP" for i in instructions)
 
 
 def _float(instructions: Iterable[Instruction]) -> int:

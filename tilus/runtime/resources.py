@@ -23,6 +23,7 @@ from tilus.runtime.elf import (
 
 _KIB = 1024
 _REGISTERS_PER_SM = 64 * _KIB
+MOST_REGISTERS = 255  # of a thread
 _PARTITIONS = 4  # of a multiprocessor, each with its own quarter of the registers and warps
 _REGISTER_UNIT = 256  # registers are given to a warp in this many
 _SHARED_UNIT = 128
@@ -117,26 +118,39 @@ class Resources:
         return self.occupancy(threads) * _ceil(threads, _WARP) / _multiprocessor(self.arch).warps
 
     def blocks_by_limit(self, threads: int, dynamic_shared: int | None = None) -> dict[str, int]:
-        """Return the number of blocks that each limit alone would allow: the smallest one binds.
-
-        The rule is that of the CUDA occupancy calculator: a partition holds as many warps as its registers serve, and
-        a block counts as a multiple of the four partitions when a single one must fit.
-        """
-        sm = _multiprocessor(self.arch)
+        """Return the number of blocks that each limit alone would allow, as `blocks_held` says it."""
         if not 1 <= threads <= self.max_threads:
             raise LaunchError(f"kernel {self.kernel!r} takes 1 to {self.max_threads} threads in a block, got {threads}")
         shared = self.static_shared + (self.dynamic_shared if dynamic_shared is None else dynamic_shared)
-        warps = _ceil(threads, _WARP)
-        per_warp = _ceil(max(self.registers, 1) * _WARP, _REGISTER_UNIT) * _REGISTER_UNIT
-        resident = _REGISTERS_PER_SM // _PARTITIONS // per_warp * _PARTITIONS
-        fits = per_warp * _ceil(warps, _PARTITIONS) * _PARTITIONS <= _REGISTERS_PER_SM
-        per_block = _ceil(shared, _SHARED_UNIT) * _SHARED_UNIT + _SHARED_RESERVED
-        return {
-            "registers": resident // warps if fits else 0,
-            "shared memory": sm.shared_bytes // per_block if shared <= sm.shared_per_block else 0,
-            "warps": sm.warps // warps,
-            "blocks": sm.blocks,
-        }
+        return blocks_held(self.arch, self.registers, threads, shared)
+
+
+def blocks_held(arch: int, registers: int, threads: int, shared: int = 0) -> dict[str, int]:
+    """Return how many blocks each limit of a multiprocessor alone would allow: the smallest one binds.
+
+    The rule is that of the CUDA occupancy calculator: a partition holds as many warps as its registers serve, and a
+    block counts as a multiple of the four partitions when a single one must fit.
+
+    Parameters
+    ----------
+    arch : int
+        Ten times the compute capability.
+    registers : int
+        Of a thread.
+    threads, shared : int
+        Threads, and bytes of shared memory, of a block.
+    """
+    sm, warps = _multiprocessor(arch), _ceil(threads, _WARP)
+    per_warp = _ceil(max(registers, 1) * _WARP, _REGISTER_UNIT) * _REGISTER_UNIT
+    resident = _REGISTERS_PER_SM // _PARTITIONS // per_warp * _PARTITIONS
+    fits = per_warp * _ceil(warps, _PARTITIONS) * _PARTITIONS <= _REGISTERS_PER_SM
+    per_block = _ceil(shared, _SHARED_UNIT) * _SHARED_UNIT + _SHARED_RESERVED
+    return {
+        "registers": resident // warps if fits else 0,
+        "shared memory": sm.shared_bytes // per_block if shared <= sm.shared_per_block else 0,
+        "warps": sm.warps // warps,
+        "blocks": sm.blocks,
+    }
 
 
 def _ceil(number: int, unit: int) -> int:

@@ -97,7 +97,7 @@ def fill(ctx: Context, start: int) -> list[Stmt]:
         i, start = Name("i"), start + table.nbytes
         store = cpp.Do(ctx.ptx("st_shared_b32", table.name + i * 4, Name(f"table_{key}") + i // BANKS))
         statements.append(
-            cpp.For("u32", "i", Name("tid"), cpp.Int(len(table.entries) * BANKS), ctx.num_threads, (store,))
+            cpp.For("u32", "i", Name("tid"), cpp.Int(len(table.entries) * BANKS), ctx.block_threads, (store,))
         )
     return [*statements, cpp.Do(cpp.call("__syncthreads"))] if statements else []
 

@@ -19,7 +19,7 @@ from tilus.layouts import BitLayout, RegisterLayout, SharedLayout
 
 if TYPE_CHECKING:
     from tilus.codegen.cuda.bank_tables import BankTable
-    from tilus.codegen.cuda.emit_bulk import Phases
+    from tilus.codegen.cuda.emit_bulk import Ring
 
 SCRATCH_ALIGNMENT = 16
 # Words of C++ and of CUDA, and names that generated code uses itself.
@@ -96,7 +96,8 @@ class Context:
         self.functions: dict[str, cpp.Function] = {}
         self.tables: dict[str, cpp.Table] = {}
         self.bank_tables: dict[str, BankTable] = {}
-        self.phases: Phases | None = None
+        self.ring: Ring | None = None  # of a kernel with a producer
+        self.is_producer = False  # whether the producer's code is being written
         self.dependent = False  # whether the kernel waits for earlier ones itself
         self.bit_layouts: dict[tuple[BitLayout, tuple[int, ...]], int] = {}
         self.digits: dict[tuple[int, int], str] = {}
@@ -210,11 +211,16 @@ class Context:
 
     # --- threads ----------------------------------------------------------------------------------------------------
 
+    @property
+    def block_threads(self) -> int:
+        """Threads of a block, the producer's among them."""
+        return self.num_threads if self.ring is None else self.ring.threads
+
     def thread_digit(self, weight: int, size: int) -> Expr:
         """Return `tid / weight % size`, computed once at the head of the kernel."""
         if size == 1 or weight >= self.num_threads:
             return cpp.ZERO
-        if weight == 1 and size >= self.num_threads:
+        if weight == 1 and size >= self.block_threads:
             return Name("tid")
         key = weight, size
         if key not in self.digits:
@@ -226,7 +232,7 @@ class Context:
         statements: list[Stmt] = []
         for (weight, size), name in sorted(self.digits.items()):
             value = Name("tid") // weight
-            value = value if weight * size >= self.num_threads else value % size
+            value = value if weight * size >= self.block_threads else value % size
             statements.append(cpp.Declare("u32", name, value, constant=True))
         return statements
 

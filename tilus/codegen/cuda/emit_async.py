@@ -6,10 +6,10 @@ from tilus.codegen.cuda import cpp, emit_bulk
 from tilus.codegen.cuda import ptx as rows
 from tilus.codegen.cuda.context import Context, shared
 from tilus.codegen.cuda.emit_global import selected_of
-from tilus.codegen.cuda.emit_shared import base_of, store_vector
+from tilus.codegen.cuda.emit_shared import store_vector
 from tilus.codegen.cuda.global_tile import GlobalTile
 from tilus.codegen.cuda.placement import is_first_replica, local_indices, thread_terms
-from tilus.codegen.cuda.shared_tile import SharedTile
+from tilus.codegen.cuda.shared_tile import SharedTile, base_of
 from tilus.errors import CodegenError
 from tilus.ir import instructions as I
 from tilus.ir.stmt import InstStmt
@@ -23,13 +23,13 @@ def copy_async(ctx: Context, stmt: InstStmt, out: None, inst: I.CopyAsync) -> No
     """
     selected = selected_of(stmt)
     if selected.atom == "cp.async.bulk":
-        assert ctx.phases is not None
-        emit_bulk.copy(ctx, inst, ctx.phases, selected.unmasked)
+        emit_bulk.copy(ctx, inst, selected.unmasked)
         return
     kind, places = shared(inst.dst)
     nbytes = kind.dtype.nbits // 8
     size = selected.width * nbytes
-    layout = dealt_vectors(ctx.num_threads, inst.shape, _contiguous(ctx, inst, selected.width), selected.width)
+    threads = ctx.target.lanes if ctx.is_producer else ctx.num_threads
+    layout = dealt_vectors(threads, inst.shape, _contiguous(ctx, inst, selected.width), selected.width)
     terms, first = thread_terms(ctx, layout), is_first_replica(ctx, layout)
     source = GlobalTile(ctx, inst.src, inst.src_offset, inst.src_dims, terms, selected.unmasked)
     to = SharedTile(ctx, places, base_of(ctx, inst.dst), nbytes, inst.dst_offset, inst.dst_dims, inst.shape, terms)
@@ -68,14 +68,16 @@ def _contiguous(ctx: Context, inst: I.CopyAsync, width: int) -> int:
 
 
 def commit_group(ctx: Context, stmt: InstStmt, out: None, inst: I.CommitGroup) -> None:
-    """Close a group of copies."""
-    ctx.do("cp_async_commit")
-    if ctx.phases is not None:
-        emit_bulk.commit(ctx, ctx.phases)
+    """Close a group of copies; consumers leave the stage of one."""
+    if ctx.ring is None:
+        ctx.do("cp_async_commit")
+    else:
+        emit_bulk.advance(ctx, ctx.ring)
 
 
 def wait_group(ctx: Context, stmt: InstStmt, out: None, inst: I.WaitGroup) -> None:
     """Wait until at most `pending` groups are under way."""
-    ctx.do(rows.wait_group(inst.pending))
-    if ctx.phases is not None:
-        emit_bulk.wait(ctx, ctx.phases, inst.pending)
+    if ctx.ring is None:
+        ctx.do(rows.wait_group(inst.pending))
+    else:
+        emit_bulk.wait_full(ctx)

@@ -1,10 +1,10 @@
-"""Bulk copies: thread 0 has a whole tile copied by one instruction, and its warp waits on behalf of the block.
+"""A producer, one warp more than the program has, starts all copies: whole tiles by one instruction, if it can.
 
-The language's groups become phases of mbarriers. A group is open from the commit before to its own; thread 0 tells the
-group's mbarrier how many bytes to expect and arrives at the commit, so the phase ends when all of them are there. Where
-other copies are waited for, warp 0 (as a whole: a lane alone would part from it) waits for the phases of the groups
-that must have landed, oldest first. The `sync()` that a program needs anyhow before threads read what others have
-copied makes the bytes known to all.
+A ring of pairs of mbarriers has one pair for each stage of the pipeline. A stage is *full* when the producer has
+started all copies of a group and their bytes have come; it is *free* when all consumers have left it. At the end of its
+trip each side says so for the stage it is at, and goes on to the next one; before, the consumers wait until theirs is
+full, and the producer until its is free. Both count the turns of the ring by one bit, the parity for which to wait. A
+fresh barrier counts as having passed a phase of parity 1: in its first turn the producer finds all stages free.
 """
 
 from __future__ import annotations
@@ -15,104 +15,138 @@ from math import prod
 from tilus.codegen.cuda import cpp
 from tilus.codegen.cuda.context import Context, View, shared
 from tilus.codegen.cuda.cpp import Expr, Name
-from tilus.codegen.cuda.emit_shared import base_of
 from tilus.codegen.cuda.global_tile import GlobalTile
 from tilus.codegen.cuda.scalars import wide
-from tilus.codegen.cuda.shared_tile import SharedTile
+from tilus.codegen.cuda.shared_tile import SharedTile, base_of
 from tilus.ir import instructions as I
 from tilus.ir.expr import Expr as ScalarExpr
 from tilus.ir.expr import Tensor, dtype_of
-from tilus.ir.node import walk
-from tilus.ir.program import Program
-from tilus.ir.stmt import InstStmt
 
 _UNIT = 16  # bytes of the vectors by which zeros are written
 _BARRIER = 8  # bytes of an mbarrier
-# Variables of the kernel: the address of the first mbarrier, how many groups were committed, and how many waited for.
-_FIRST, _COMMITTED, _LANDED = (Name(f"bulk_{x}") for x in ("first", "committed", "landed"))
-_LEADER = cpp.Binary("==", Name("tid"), cpp.ZERO)
-_WARP = cpp.Binary("<", Name("tid"), cpp.Int(32))
+_WARP = 32
+# Variables of the kernel: the addresses of the first barrier, and of that which says that this thread's stage is full,
+# and the turn's parity.
+_FIRST, _STAGE, _PARITY = (Name(f"bulk_{x}") for x in ("first", "stage", "parity"))
+_THREAD = Name("tid")
+_FIRST_THREAD = cpp.Binary("==", _THREAD, cpp.ZERO)
 
 
 @dataclass(frozen=True, slots=True)
-class Phases:
-    """The mbarriers of a kernel, which are used in turn.
+class Ring:
+    """The mbarriers of a kernel, those for full stages before those for free ones.
 
     Attributes
     ----------
-    depth : int
-        How many there are, a power of two: more than the groups that any wait leaves under way and the open one.
-    fenced : bool
-        Whether threads may have written, by other instructions, to memory that is copied to.
+    stages : int
+    consumers : int
+        Threads.
+    deals : bool
+        Whether there are copies that the producer's lanes share out.
     """
 
-    depth: int
-    fenced: bool
+    stages: int
+    consumers: int
+    deals: bool
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block, the producer's among them."""
+        return self.consumers + _WARP
+
+    @property
+    def free(self) -> int:
+        """How many bytes a barrier for a free stage lies behind that for a full one."""
+        return self.stages * _BARRIER
 
     @property
     def nbytes(self) -> int:
         """Shared memory of the barriers."""
-        return self.depth * _BARRIER
+        return 2 * self.free
 
-    def barrier(self, group: Expr) -> Expr:
-        """Return the address of a group's mbarrier."""
-        return _FIRST + group % self.depth * _BARRIER
-
-
-def find_phases(program: Program) -> Phases | None:
-    """Return the barriers that a program needs; None if it has no bulk copies."""
-    lines = [line for line in walk(program) if isinstance(line, InstStmt)]
-    places = {line.out: line.inst.byte_offset or 0 for line in lines if isinstance(line.inst, I.AllocShared)}
-    bulk: list[range] = []
-    others: list[range] = []
-    for line in lines:
-        match line.inst:
-            case I.CopyAsync(dst=tensor) | I.StoreShared(dst=tensor):
-                taken = range(places[tensor], places[tensor] + storage(tensor))
-                (bulk if _atom(line) == "cp.async.bulk" else others).append(taken)
-            case I.ConvertLayout() if line.selected is not None and _atom(line) == "shared":
-                others.append(range(line.selected.width, program.shared_bytes or 0))
-    if not bulk:
-        return None
-    pending = max((line.inst.pending for line in lines if isinstance(line.inst, I.WaitGroup)), default=0)
-    depth = 1 << (pending + 1).bit_length()
-    return Phases(depth, any(a.start < b.stop and b.start < a.stop for a in bulk for b in others))
+    @property
+    def is_consumer(self) -> Expr:
+        """Whether this thread is a consumer's."""
+        return cpp.Binary("<", _THREAD, cpp.Int(self.consumers))
 
 
-def _atom(line: InstStmt) -> str:
-    return "" if line.selected is None else line.selected.atom
-
-
-def storage(tensor: Tensor) -> int:
-    """Return the bytes of a shared tensor."""
-    kind, layout = shared(tensor)
-    return layout.storage_size * kind.dtype.nbits // 8
-
-
-def begin(ctx: Context, phases: Phases, start: int) -> list[cpp.Stmt]:
-    """Return the statements that place the barriers in shared memory from a byte on and initialise them."""
+def begin(ctx: Context, ring: Ring, start: int) -> list[cpp.Stmt]:
+    """Return the statements that initialise the barriers, in shared memory from a byte on, and make them known."""
     barrier = Name("barrier")
-    init = cpp.Do(ctx.ptx("mbarrier_init", barrier))
-    every = cpp.For("u32", barrier.text, _FIRST, _FIRST + phases.nbytes, _BARRIER, (init,))
-    known = cpp.Do(cpp.call("__syncwarp"))
+    full = cpp.Do(ctx.ptx("mbarrier_init", barrier, cpp.Int(1 + _WARP * ring.deals)))
+    free = cpp.Do(ctx.ptx("mbarrier_init", barrier, cpp.Int(ring.consumers // _WARP)))
+    initialise = (
+        cpp.For("u32", barrier.text, _FIRST, _FIRST + ring.free, _BARRIER, (full,)),
+        cpp.For("u32", barrier.text, _FIRST + ring.free, _FIRST + ring.nbytes, _BARRIER, (free,)),
+        cpp.Do(ctx.ptx("fence_mbarrier_init")),
+    )
     return [
         cpp.Declare("u32", _FIRST.text, Name("smem") + start, constant=True),
-        cpp.Declare("u32", _COMMITTED.text, cpp.ZERO),
-        cpp.Declare("u32", _LANDED.text, cpp.ZERO),
-        cpp.If(_WARP, (cpp.If(_LEADER, (every, cpp.Do(ctx.ptx("fence_mbarrier_init")))), known)),
+        cpp.If(_FIRST_THREAD, initialise),
+        cpp.Do(cpp.call("__syncthreads")),
+        cpp.Declare("u32", _STAGE.text, _FIRST),
+        cpp.Declare("u32", _PARITY.text, cpp.ZERO),
     ]
 
 
-def copy(ctx: Context, inst: I.CopyAsync, phases: Phases, unmasked: tuple[int, ...]) -> None:
-    """Have the part of a tile that lies inside of the view copied; all threads write zeros for the rest."""
+def wait_full(ctx: Context) -> None:
+    """Have consumers wait until their stage is full."""
+    _wait(ctx, _STAGE, _PARITY)
+
+
+def wait_free(ctx: Context, ring: Ring) -> None:
+    """Have the producer wait until its stage is free."""
+    _wait(ctx, _STAGE + ring.free, _other(_PARITY))
+
+
+def _wait(ctx: Context, barrier: Expr, parity: Expr) -> None:
+    passed = ctx.ptx("mbarrier_try_wait", barrier, parity)
+    ctx.emit(cpp.While(cpp.Binary("==", passed, cpp.ZERO), ()))
+
+
+def _other(parity: Expr) -> Expr:
+    return cpp.Binary("^", parity, cpp.ONE)
+
+
+def advance(ctx: Context, ring: Ring) -> None:
+    """Say that this warp is done with its stage, be it filled or left, and go on to the next one.
+
+    Bulk copies count their bytes themselves, each lane's other copies arrive for it when they have landed.
+    """
+    if ctx.is_producer and ring.deals:
+        ctx.do("cp_async_arrive", _STAGE)
+    ctx.emit(cpp.Do(cpp.call("__syncwarp")))
+    with ctx.block(), ctx.where(_elected(ctx)):
+        ctx.do("mbarrier_arrive", _STAGE if ctx.is_producer else _STAGE + ring.free)
+    _step(ctx, ring)
+
+
+def _step(ctx: Context, ring: Ring) -> None:
+    last = cpp.Binary("==", _STAGE, _FIRST + (ring.free - _BARRIER))
+    turn = (cpp.Set(_STAGE, _FIRST), cpp.Set(_PARITY, _other(_PARITY)))
+    ctx.emit(cpp.If(last, turn, (cpp.Set(_STAGE, _STAGE + _BARRIER),)))
+
+
+def _elected(ctx: Context) -> Expr:
+    """Return the condition that this is the one lane of a warp that acts for it; all of them must come here."""
+    return cpp.Binary("!=", ctx.constant("u32", "elected", ctx.ptx("elect")), cpp.ZERO)
+
+
+def end(ctx: Context, ring: Ring) -> None:
+    """Have the producer wait for the copies that no consumer waits for: the block's shared memory ends with it."""
+    with ctx.body() as body:
+        _step(ctx, ring)
+        _wait(ctx, _STAGE, _other(_PARITY))
+    ctx.emit(cpp.For("u32", "i", cpp.ZERO, cpp.Int(ring.stages - 1), 1, tuple(body)))
+
+
+def copy(ctx: Context, inst: I.CopyAsync, unmasked: tuple[int, ...]) -> None:
+    """Have the part of a tile that lies inside of the view copied; the producer's lanes write zeros for the rest."""
     with ctx.block():
         piece = _piece(ctx, inst.src, inst.src_offset, inst.shape, inst.src_dims, unmasked)
-        with ctx.where(piece.exists):
-            if phases.fenced:
-                ctx.do("fence_proxy_async")
-            barrier = phases.barrier(_COMMITTED)
-            ctx.do("mbarrier_expect", barrier, piece.nbytes)
-            ctx.do("cp_async_bulk", _address(ctx, inst), piece.address, piece.nbytes, barrier)
+        with ctx.where(cpp.all_of([_elected(ctx), *piece.exists])):
+            ctx.do("mbarrier_expect", _STAGE, piece.nbytes)
+            ctx.do("cp_async_bulk", _address(ctx, inst), piece.address, piece.nbytes, _STAGE)
         if not piece.is_whole:
             with ctx.where(cpp.Binary("<", piece.count, cpp.Int(piece.slices))):
                 first, last = piece.count * (piece.size // _UNIT), piece.slices * piece.size // _UNIT
@@ -123,7 +157,7 @@ def prefetch(ctx: Context, inst: I.Prefetch, unmasked: tuple[int, ...]) -> None:
     """Have the part of a tile that lies inside of the view prefetched."""
     with ctx.block():
         piece = _piece(ctx, inst.view, inst.offset, inst.shape, inst.dims, unmasked)
-        with ctx.where(piece.exists):
+        with ctx.where(cpp.all_of([_elected(ctx) if ctx.is_producer else _FIRST_THREAD, *piece.exists])):
             ctx.do("prefetch_bulk", piece.address, piece.nbytes)
 
 
@@ -147,9 +181,9 @@ class _Piece:
         return self.count * self.size
 
     @property
-    def exists(self) -> Expr:
-        """Whether this is the thread that copies, and there is something to copy."""
-        return _LEADER if self.is_whole else cpp.all_of([_LEADER, cpp.Binary("!=", self.count, cpp.ZERO)])
+    def exists(self) -> list[Expr]:
+        """The condition that there is something to copy, if it is one."""
+        return [] if self.is_whole else [cpp.Binary("!=", self.count, cpp.ZERO)]
 
 
 def _piece(
@@ -195,32 +229,10 @@ def _address(ctx: Context, inst: I.CopyAsync) -> Expr:
 
 
 def _write_zeros(ctx: Context, address: Expr, start: Expr, stop: int) -> None:
-    """Have all threads write zeros to vectors; the next copy to the same place must come after them."""
+    """Have all lanes write zeros to vectors; the next copy to the same place must come after them."""
     words, vector = ctx.array("zeros", _UNIT // 4), Name(ctx.names.fresh("vector"))
     ctx.emit(*(cpp.Set(words[i], cpp.bits(0)) for i in range(_UNIT // 4)))
     store = cpp.Do(ctx.ptx(f"st_shared_b{8 * _UNIT}", address + vector * _UNIT, words))
-    first = start + Name("tid")
-    ctx.emit(cpp.For("u32", vector.text, first, cpp.Int(stop), ctx.num_threads, (store,)))
+    first = start + ctx.thread_digit(1, _WARP)
+    ctx.emit(cpp.For("u32", vector.text, first, cpp.Int(stop), _WARP, (store,)))
     ctx.do("fence_proxy_async")
-
-
-def commit(ctx: Context, phases: Phases) -> None:
-    """Close the open group; where all mbarriers are in use, wait for the oldest group."""
-    with ctx.where(_LEADER):
-        ctx.do("mbarrier_arrive", phases.barrier(_COMMITTED))
-    ctx.emit(cpp.Set(_COMMITTED, _COMMITTED + 1))
-    wait(ctx, phases, phases.depth - 1)
-
-
-def wait(ctx: Context, phases: Phases, pending: int) -> None:
-    """Wait until at most `pending` groups are under way."""
-    more = cpp.Binary(">", _COMMITTED - _LANDED, cpp.Int(pending))
-    landed = ctx.ptx("mbarrier_try_wait", phases.barrier(_LANDED), _LANDED // phases.depth % 2)
-    poll = cpp.While(cpp.Binary("==", landed, cpp.ZERO), ())
-    with ctx.where(_WARP):
-        ctx.emit(cpp.While(more, (poll, cpp.Set(_LANDED, _LANDED + 1))))
-
-
-def end(ctx: Context, phases: Phases) -> None:
-    """Let no copy land in shared memory that belongs to another block by then."""
-    wait(ctx, phases, 0)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from tilus.codegen.cuda import cpp, vectors
+from tilus.codegen.cuda import cpp, emit_bulk, vectors
+from tilus.codegen.cuda import ptx as rows
 from tilus.codegen.cuda.context import Context, layout_of, register, shared
-from tilus.codegen.cuda.cpp import Expr, Name, call
+from tilus.codegen.cuda.cpp import Expr, call
 from tilus.codegen.cuda.emit_global import selected_of
 from tilus.codegen.cuda.placement import Term, coordinates, is_first_replica, local_indices, thread_terms
-from tilus.codegen.cuda.shared_tile import SharedTile
+from tilus.codegen.cuda.shared_tile import SharedTile, base_of
 from tilus.errors import CodegenError, LayoutError
 from tilus.ir import instructions as I
 from tilus.ir.atoms import LDMATRIX
@@ -30,19 +31,20 @@ def alloc_shared(ctx: Context, stmt: InstStmt, out: Tensor, inst: I.AllocShared)
     ctx.shared_offsets[out] = inst.byte_offset
 
 
-def base_of(ctx: Context, tensor: Tensor) -> Expr:
-    """Return the shared address of a tensor."""
-    return Name("smem") + ctx.shared_offsets[tensor]
-
-
 def sync(ctx: Context, stmt: InstStmt, out: None, inst: I.Sync) -> None:
-    """Wait for all threads of the block."""
-    barrier(ctx)
+    """Wait for all threads of the block; the producer waits for a stage to be free."""
+    if ctx.is_producer and ctx.ring is not None:
+        emit_bulk.wait_free(ctx, ctx.ring)
+    else:
+        barrier(ctx)
 
 
 def barrier(ctx: Context) -> None:
-    """Emit a barrier."""
-    ctx.emit(cpp.Do(call("__syncthreads")))
+    """Emit a barrier of all threads but the producer's."""
+    if ctx.ring is None:
+        ctx.emit(cpp.Do(call("__syncthreads")))
+    else:
+        ctx.do(rows.barrier(ctx.ring.consumers))
 
 
 def load_shared(ctx: Context, stmt: InstStmt, out: Tensor, inst: I.LoadShared) -> None:

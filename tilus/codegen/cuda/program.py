@@ -6,10 +6,12 @@ from tilus.codegen.cuda import bank_tables, cpp, emit_bulk
 from tilus.codegen.cuda.casts import cast_call
 from tilus.codegen.cuda.context import SCRATCH_ALIGNMENT, Context, register
 from tilus.codegen.cuda.cpp import Expr, Name
+from tilus.codegen.cuda.emit_global import selected_of
 from tilus.codegen.cuda.fusion import find_fusions
 from tilus.codegen.cuda.registry import EMITTERS
 from tilus.codegen.cuda.scalars import not_negative_variables, scalar
 from tilus.codegen.cuda.scopes import Place, declarations
+from tilus.codegen.cuda.shared_tile import storage
 from tilus.codegen.cuda.source import CudaSource, prelude
 from tilus.codegen.cuda.types import c_type, signed
 from tilus.codegen.cuda.values import decode
@@ -17,10 +19,11 @@ from tilus.codegen.cuda.words import words_of
 from tilus.dtypes import DataType
 from tilus.errors import CodegenError, TilusError, assert_never
 from tilus.ir.expr import Const, Tensor, Var, dtype_of
-from tilus.ir.instructions import INSTRUCTIONS
+from tilus.ir.instructions import INSTRUCTIONS, CopyAsync
 from tilus.ir.node import children
+from tilus.ir.producer import consumer_of, find_pipeline, has_producer, producer_of
 from tilus.ir.program import Program
-from tilus.ir.stmt import Assign, Break, Continue, For, If, InstStmt, Let, Stmt, While
+from tilus.ir.stmt import Assign, Break, Continue, For, If, InstStmt, Let, Stmt, While, inst_stmts
 from tilus.ir.target import Target
 from tilus.ir.types import PointerType, RegisterType, SharedType
 
@@ -55,71 +58,87 @@ def emit(program: Program, target: Target) -> CudaSource:
             hint="call passes.pipeline.lower(program, target) first",
         )
     ctx = Context(target, program.num_threads, program.shared_bytes)
-    kernel = _Kernel(ctx, program)
-    return kernel.source()
+    ctx.not_negative = not_negative_variables(program)
+    name = ctx.names.fresh(program.name)
+    with ctx.body() as body:
+        params = [_parameter(ctx, p.var) for p in program.params]
+        _body(ctx, program)
+    return _source(ctx, program, name, params, body)
 
 
-class _Kernel:
-    """Writes one program."""
+def _body(ctx: Context, program: Program) -> None:
+    """Write all statements: of a program with a producer what each kind of warp does."""
+    pipeline = find_pipeline(program, ctx.target)
+    if pipeline is None or not has_producer(program):
+        _Writer(ctx, program).write()
+        return
+    atoms = {selected_of(s).atom for s in inst_stmts(program) if isinstance(s.inst, CopyAsync)}
+    ctx.ring = emit_bulk.Ring(pipeline.stages, ctx.num_threads, deals=len(atoms) > 1)
+    with ctx.body() as consumer:
+        _Writer(ctx, consumer_of(program, pipeline)).write()
+    ctx.is_producer = True
+    with ctx.body() as producer:
+        _Writer(ctx, producer_of(program, pipeline)).write()
+        emit_bulk.end(ctx, ctx.ring)
+    ctx.emit(cpp.If(ctx.ring.is_consumer, tuple(consumer), tuple(producer)))
+
+
+def _source(ctx: Context, program: Program, name: str, params: list[str], body: list[cpp.Stmt]) -> CudaSource:
+    """Return the whole text, around the body of the kernel."""
+    shared = ctx.scratch_offset + ctx.scratch_bytes if ctx.scratch_bytes else program.shared_bytes or 0
+    tables = -(-shared // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT
+    shared = tables + bank_tables.nbytes(ctx) if ctx.bank_tables else shared
+    barriers = -(-shared // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT
+    shared = barriers + ctx.ring.nbytes if ctx.ring else shared
+    if shared > ctx.target.max_shared_bytes:
+        raise CodegenError(
+            f"{program.name!r} needs {shared} bytes of shared memory with the scratch space of its reductions, "
+            f"{ctx.target.name} has {ctx.target.max_shared_bytes}",
+            loc=program.loc,
+            hint="use smaller tiles or fewer pipeline stages",
+        )
+    head: list[cpp.Stmt] = [cpp.Declare("u32", "tid", Name("threadIdx.x"), constant=True)]
+    if shared:
+        head.append(cpp.Declare("u32", "smem", ctx.ptx("shared_address", Name("smem_bytes")), constant=True))
+    head += bank_tables.fill(ctx, tables)
+    head += emit_bulk.begin(ctx, ctx.ring, barriers) if ctx.ring else []
+    lines = prelude(ctx)
+    lines.add(f'extern "C" __global__ void __launch_bounds__({ctx.block_threads}) {name}(')
+    lines.add(f"    {', '.join(params)}) {{")
+    if shared:
+        lines.add(f"extern __shared__ __align__({_SHARED_ALIGNMENT}) u8 smem_bytes[];", 1)
+    lines.body([*head, *ctx.head(), *body], 1)
+    lines.add("}")
+    windows = tuple((line, w.start, w.stop) if w else (line, 0, shared) for line, w in lines.windows)
+    text = "\n".join(lines.lines) + "\n"
+    return CudaSource(text, name, shared, ctx.block_threads, tuple(lines.places), windows, ctx.dependent)
+
+
+def _parameter(ctx: Context, var: Var) -> str:
+    name = ctx.declare(var)
+    if isinstance(var.type, PointerType):
+        return f"u8* {name}"
+    dtype = var.type.dtype
+    if dtype.name in _PARAMETERS:
+        return f"{_PARAMETERS[dtype.name]} {name}"
+    code = ctx.names.fresh(f"{name}_code")
+    value = decode(ctx, dtype, cpp.convert("u32", Name(code)))
+    ctx.emit(cpp.Declare(c_type(dtype), name, value, constant=True))
+    return f"{_CODES[-(-dtype.nbits // 8) * 8]} {code}"
+
+
+class _Writer:
+    """Writes the statements of a program."""
 
     def __init__(self, ctx: Context, program: Program) -> None:
         self.ctx, self.program = ctx, program
-        self.name = ctx.names.fresh(program.name)
         self.declared = declarations(program)
         self.fusions = find_fusions(program)
         self.assigned = _assigned(program.body)
-        ctx.phases = emit_bulk.find_phases(program)
-        ctx.not_negative = not_negative_variables(program)
 
-    def source(self) -> CudaSource:
-        """Return the whole text."""
-        ctx, program = self.ctx, self.program
-        with ctx.body() as body:
-            params = [self._parameter(p.var) for p in program.params]
-            self._body(program.body, ())
-            if ctx.phases is not None:
-                emit_bulk.end(ctx, ctx.phases)
-        shared = ctx.scratch_offset + ctx.scratch_bytes if ctx.scratch_bytes else program.shared_bytes or 0
-        tables = -(-shared // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT
-        shared = tables + bank_tables.nbytes(ctx) if ctx.bank_tables else shared
-        barriers = -(-shared // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT
-        shared = barriers + ctx.phases.nbytes if ctx.phases else shared
-        if shared > ctx.target.max_shared_bytes:
-            raise CodegenError(
-                f"{program.name!r} needs {shared} bytes of shared memory with the scratch space of its reductions, "
-                f"{ctx.target.name} has {ctx.target.max_shared_bytes}",
-                loc=program.loc,
-                hint="use smaller tiles or fewer pipeline stages",
-            )
-        head: list[cpp.Stmt] = [cpp.Declare("u32", "tid", Name("threadIdx.x"), constant=True)]
-        if shared:
-            head.append(cpp.Declare("u32", "smem", ctx.ptx("shared_address", Name("smem_bytes")), constant=True))
-        head += bank_tables.fill(ctx, tables)
-        head += emit_bulk.begin(ctx, ctx.phases, barriers) if ctx.phases else []
-        lines = prelude(ctx)
-        lines.add(f'extern "C" __global__ void __launch_bounds__({program.num_threads}) {self.name}(')
-        lines.add(f"    {', '.join(params)}) {{")
-        if shared:
-            lines.add(f"extern __shared__ __align__({_SHARED_ALIGNMENT}) u8 smem_bytes[];", 1)
-        lines.body([*head, *ctx.head(), *body], 1)
-        lines.add("}")
-        windows = tuple((line, w.start, w.stop) if w else (line, 0, shared) for line, w in lines.windows)
-        text = "\n".join(lines.lines) + "\n"
-        return CudaSource(text, self.name, shared, tuple(lines.places), windows, ctx.dependent)
-
-    def _parameter(self, var: Var) -> str:
-        name = self.ctx.declare(var)
-        if isinstance(var.type, PointerType):
-            return f"u8* {name}"
-        dtype = var.type.dtype
-        if dtype.name in _PARAMETERS:
-            return f"{_PARAMETERS[dtype.name]} {name}"
-        code = self.ctx.names.fresh(f"{name}_code")
-        value = decode(self.ctx, dtype, cpp.convert("u32", Name(code)))
-        self.ctx.emit(cpp.Declare(c_type(dtype), name, value, constant=True))
-        return f"{_CODES[-(-dtype.nbits // 8) * 8]} {code}"
-
-    # --- statements -------------------------------------------------------------------------------------------------
+    def write(self) -> None:
+        """Write them."""
+        self._body(self.program.body, ())
 
     def _body(self, body: tuple[Stmt, ...], prefix: Place, branch: int = 0) -> None:
         for number, stmt in enumerate(body):
@@ -150,7 +169,7 @@ class _Kernel:
         if len(tensors) != 1:
             return None
         start = self.ctx.shared_offsets[tensors[0]]
-        return range(start, start + emit_bulk.storage(tensors[0]))
+        return range(start, start + storage(tensors[0]))
 
     def _declare(self, place: Place, stmt: Stmt) -> None:
         """Declare what belongs before a statement; a scalar's first value is its declaration."""

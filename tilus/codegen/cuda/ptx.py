@@ -167,13 +167,18 @@ def _async_copies() -> Iterator[Ptx]:
 def _bulk_copies() -> Iterator[Ptx]:
     barrier, section = Operand("barrier"), "Parallel synchronization and communication instructions: mbarrier"
     for name, text, operands in (
-        ("mbarrier_init", "mbarrier.init.shared::cta.b64 [%0], 1;", (barrier,)),
+        ("mbarrier_init", "mbarrier.init.shared::cta.b64 [%0], %1;", (barrier, Operand("arrivals"))),
         ("mbarrier_expect", "mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;", (barrier, Operand("bytes"))),
         ("mbarrier_arrive", "mbarrier.arrive.shared::cta.b64 _, [%0];", (barrier,)),
         ("fence_mbarrier_init", "fence.mbarrier_init.release.cluster;", ()),
         ("fence_proxy_async", "fence.proxy.async.shared::cta;", ()),
     ):
         yield Ptx(name, text, None, operands, section, 90, memory=True)
+    text = "{ .reg .pred p; elect.sync _|p, 0xffffffff; selp.u32 %0, 1, 0, p; }"
+    section = "Parallel synchronization and communication instructions: elect.sync"
+    yield Ptx("elect", text, Operand("d"), (), section, 90, memory=True, warp=True)
+    text = "cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];"
+    yield Ptx("cp_async_arrive", text, None, (barrier,), "cp.async.mbarrier.arrive", 90, memory=True)
     text = "{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
     yield Ptx("mbarrier_try_wait", text, Operand("d"), (barrier, Operand("parity")), section, 90, memory=True)
     text = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
@@ -186,6 +191,13 @@ def _bulk_copies() -> Iterator[Ptx]:
 def _dependent_launches() -> Iterator[Ptx]:
     for name, verb in (("grid_dependency_wait", "wait"), ("launch_dependents", "launch_dependents")):
         yield Ptx(name, f"griddepcontrol.{verb};", None, (), "griddepcontrol", DEPENDENT_LAUNCH, memory=True)
+
+
+@lru_cache(maxsize=64)
+def barrier(threads: int) -> Ptx:
+    """Return the row that waits for the threads of a block below a number; barrier 0 is that of all."""
+    section = "Parallel synchronization and communication instructions: bar"
+    return Ptx(f"barrier_{threads}", f"bar.sync 1, {threads};", None, (), section, memory=True, warp=True)
 
 
 @lru_cache(maxsize=64)

@@ -11,15 +11,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tilus.codegen.cuda import cpp
-from tilus.codegen.cuda.context import Context
+from tilus.codegen.cuda.context import Context, shared
 from tilus.codegen.cuda.cpp import Expr
 from tilus.codegen.cuda.placement import Coordinates, Index, Term
 from tilus.codegen.cuda.scalars import scalar
 from tilus.codegen.cuda.types import c_type
-from tilus.ir.expr import Const, dtype_of
+from tilus.ir.expr import Const, Tensor, dtype_of
 from tilus.ir.expr import Expr as ScalarExpr
 from tilus.layouts import SharedLayout
 from tilus.layouts.shared import Mode
+
+
+def base_of(ctx: Context, tensor: Tensor) -> Expr:
+    """Return the shared address of a tensor."""
+    return cpp.Name("smem") + ctx.shared_offsets[tensor]
+
+
+def storage(tensor: Tensor) -> int:
+    """Return the bytes of a shared tensor."""
+    kind, layout = shared(tensor)
+    return layout.storage_size * kind.dtype.nbits // 8
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,8 @@ class CudaSource:
     kernel_name : str
     dynamic_shared_bytes : int
         Dynamic shared memory to launch with.
+    threads : int
+        Threads of a block: the program's, and those of a producer.
     line_map : tuple of (int, Loc)
         Lines (from 1) at which the code for a place of the user's program begins, ascending.
     windows : tuple of (int, int, int)
@@ -40,6 +42,7 @@ class CudaSource:
     text: str
     kernel_name: str
     dynamic_shared_bytes: int
+    threads: int
     line_map: tuple[tuple[int, Loc], ...]
     windows: tuple[tuple[int, int, int], ...]
     dependent: bool

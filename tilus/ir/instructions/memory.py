@@ -198,7 +198,6 @@ class CopyAsync(Instruction):
     """Start copying a tile from a view to a shared tensor; outside the view zeros are written.
 
     The data is there after `commit_group` and a `wait_group` that covers it, and for other threads after `sync`.
-    `bulk` lets one thread have the whole tile copied, where the target can and the tile is one piece of memory.
     """
 
     dst: Tensor
@@ -208,7 +207,6 @@ class CopyAsync(Instruction):
     shape: tuple[int, ...]
     dst_dims: tuple[int, ...]
     src_dims: tuple[int, ...]
-    bulk: bool | None = None
 
 
 def _nothing(i: Instruction) -> None:

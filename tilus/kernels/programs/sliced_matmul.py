@@ -61,7 +61,7 @@ def weights_at(tile_n, part, t, most, SLICES, EVEN):
 
 
 @inline
-def begin(stages, views, tile_n, col, part, most, PACK, TILES, GROUP, EVEN):
+def begin(stages, views, tile_n, col, part, most, PACK, TILES, GROUP, EVEN, PRODUCERS):
     """Start copying the first trips, all but the last stage; weights are prefetched while earlier kernels end."""
     gw, STAGES, SLICES, tile = views[0], stages[0].shape[0], stages[1].shape[1], stages[0].shape[2:]
     for s in static_range(STAGES - 1):
@@ -69,20 +69,23 @@ def begin(stages, views, tile_n, col, part, most, PACK, TILES, GROUP, EVEN):
             prefetch(gw, offset=weights_at(tile_n + r, part, s, most, SLICES, EVEN), shape=(SLICES, *tile))
     follow()
     for s in static_range(STAGES - 1):
-        fetch(stages, views, tile_n, col, part, s, most, s, PACK, TILES, GROUP, EVEN)
+        fetch(stages, views, tile_n, col, part, s, most, s, PACK, TILES, GROUP, EVEN, PRODUCERS)
 
 
 @inline
-def fetch(stages, views, tile_n, col, part, t, most, stage, PACK, TILES, GROUP, EVEN):
+def fetch(stages, views, tile_n, col, part, t, most, stage, PACK, TILES, GROUP, EVEN, PRODUCERS):
     """Start copying what a part's trip `t` needs into a stage; copies past its end bring zeros."""
     (sw, sx), (gw, gx), BN = stages[:2], views[:2], PACK.tile[0]
     SLICES, BK, first = sx.shape[1], sx.shape[3], (part * most + t) * sx.shape[1]
     for r in static_range(TILES):
         place = weights_at(tile_n + r, part, t, most, SLICES, EVEN)
         copy_async(sw, gw, src_offset=place, dst_offset=(stage, r * SLICES, 0, 0, 0), shape=(SLICES, *sw.shape[2:]))
-    for s in static_range(SLICES):
-        place = (part, t, s, col, 0) if EVEN else (col, (first + s) * BK)
-        copy_async(sx, gx, src_offset=place, dst_offset=(stage, s, 0, 0), shape=sx.shape[2:])
+    if EVEN and PRODUCERS:  # from fewer addresses, if the threads of one warp copy
+        copy_async(sx, gx, src_offset=(part, t, 0, col, 0), dst_offset=(stage, 0, 0, 0), shape=sx.shape[1:])
+    else:
+        for s in static_range(SLICES):
+            place = (part, t, s, col, 0) if EVEN else (col, (first + s) * BK)
+            copy_async(sx, gx, src_offset=place, dst_offset=(stage, s, 0, 0), shape=sx.shape[2:])
     for shared, table in zip(stages[2:], views[2:], strict=True):
         fetch_table(shared, table, tile_n * BN, part, t, most, stage, BK, GROUP, EVEN)
     commit_group()
@@ -102,16 +105,20 @@ def fetch_table(shared, table, row, part, t, most, stage, BK, GROUP, EVEN):
 
 
 @inline
-def table_view(table, n, groups, most, count, BK, SLICES, SPLIT, GROUP, EVEN):
-    """View a table [groups, n] by part of K and trip if trips are whole, else by tile, if groups end where tiles do."""
+def table_view(table, n, groups, part, most, count, BK, SLICES, SPLIT, GROUP, EVEN):
+    """View a table [groups, n] by part of K and trip if trips are whole, else by tile, if groups end where tiles do.
+
+    It ends where the part ends: copies past it bring zeros, and are none that a block could leave under way.
+    """
     each = BK // GROUP if GROUP and BK % GROUP == 0 else 0  # groups of a tile
     step = SLICES * each * n
     if each and EVEN:
         strides = (most * step, step, each * n, n, 1)
         return global_view(table, shape=(SPLIT, count, SLICES, each, n), strides=strides)
+    ends = minimum(groups, cdiv((part * most + count) * SLICES * BK, GROUP)) if SPLIT > 1 else groups
     if each and SLICES > 1:
-        return global_view(table, shape=(groups // each, each, n))
-    return global_view(table, shape=(groups, n))
+        return global_view(table, shape=(ends // each, each, n))
+    return global_view(table, shape=(ends, n))
 
 
 @inline
@@ -183,6 +190,7 @@ def sliced_matmul(
     SLICES: int,  # tiles along K that the warps share in a trip
     STAGES: int,  # trips in shared memory
     TILES: int = 1, WARPS: int = 4,  # tiles along N that the warps share, and these
+    PRODUCERS: int = 0,  # warps more that only copy, 0 or 1: where the target has bulk copies
     EVEN: bool,  # whether every trip is a whole one: K is a multiple of SLICES tiles
     SPLIT: int,  # blocks that share K
 ):  # fmt: skip
@@ -191,23 +199,23 @@ def sliced_matmul(
     With SPLIT > 1, y has the shape [SPLIT, m, n]: sums over each block's share of K, for `add_parts`.
     """
     (BN, BK), (words, fragment, bits) = PACK.tile, PACK.sliced(SLICES, TILES, WARPS)
-    launch(blocks=(cdiv(m, BM), cdiv(n, TILES * BN), SPLIT), warps=WARPS)
+    launch(blocks=(cdiv(m, BM), cdiv(n, TILES * BN), SPLIT), warps=WARPS, producer=PRODUCERS > 0)
     col, tile_n, part = block_id(0) * BM, block_id(1) * TILES, block_id(2)
     row, (most, count) = tile_n * BN, share_of(part, cdiv(k, SLICES * BK), SPLIT)
     gw, gx = operand_views(w, x, m, n, k, part, most, count, PACK, SLICES, SPLIT, EVEN)
     tables = tables_of(scales, zero_points, GROUP, ZERO)
-    views = (gw, gx, *[table_view(x, n, groups, most, count, BK, SLICES, SPLIT, GROUP, EVEN) for x in tables])
+    views = (gw, gx, *[table_view(x, n, groups, part, most, count, BK, SLICES, SPLIT, GROUP, EVEN) for x in tables])
     sw, sx = alloc_shared(u32, (STAGES, *words.shape)), alloc_shared(XT, (STAGES, SLICES, BM, BK))
     columns = BK // gcd(GROUP, BK)
     stages = (sw, sx, *[alloc_shared(x.dtype, (STAGES, SLICES, columns, TILES * BN)) for x in tables])
-    begin(stages, views, tile_n, col, part, most, PACK, TILES, GROUP, EVEN)
+    begin(stages, views, tile_n, col, part, most, PACK, TILES, GROUP, EVEN, PRODUCERS)
     zero = zeros_of_rows(zero_points, row, n, PACK, SLICES, TILES) if ZERO == "tensor" and not GROUP else 0
     acc = zeros((SLICES, TILES * BN, BM), f32)
     stage, free = 0, STAGES - 1
     for t in range(count):
         wait_group(STAGES - 2)
         sync()  # trip t is there for all threads, and all have left trip t - 1, whose stage is filled next
-        fetch(stages, views, tile_n, col, part, t + (STAGES - 1), most, free, PACK, TILES, GROUP, EVEN)
+        fetch(stages, views, tile_n, col, part, t + (STAGES - 1), most, free, PACK, TILES, GROUP, EVEN, PRODUCERS)
         packed = load_shared(sw, offset=(stage, 0, 0, 0, 0), shape=words.shape, layout=words)
         codes = view(packed, PACK.dtype, fragment, bits)
         acc = multiply(codes, stages, stage, zero, acc, CT, PARTS, PACK, GROUP, STEP, ZERO)

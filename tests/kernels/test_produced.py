@@ -1,0 +1,84 @@
+"""Products whose copies a producer starts, as the PTX that ships for Hopper: the reference machine's bits, no findings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tilus
+from tests.agreement.machines import on_vm
+from tests.agreement.test_library import integers
+from tests.kernels.test_split import weight
+from tests.simt.library import bits, compiled, on_simt
+from tests.tolerance import numpy_type
+from tilus.dtypes import dtype, f16
+from tilus.ir.program import Program
+from tilus.kernels.candidates import Configuration, Problem, default_configuration
+from tilus.kernels.cost import PROMISES
+
+POINTERS = dict.fromkeys(("x", "w", "scales", "zero_points", "bias", "y"), 16)
+# (weight, zero points, group, activation, M, N, K, other constants): N and K end in tiles and in trips, batches in
+# their tile; parts of activations, a table of values, groups narrower than a tile, blocks that share K.
+CASES = [
+    ("u4", True, 128, "f16", 3, 80, 1040, {}),
+    ("u2", True, 64, "f16", 8, 64, 2048, {"SLICES": 8, "WARPS": 8, "STAGES": 2}),
+    ("i8", False, -1, "bf16", 16, 144, 528, {}),
+    ("u1", True, 128, "f16", 1, 64, 4096, {"SPLIT": 2, "STAGES": 3}),
+    *(
+        pytest.param(case, marks=pytest.mark.long)
+        for case in (
+            ("u3", True, 32, "bf16", 5, 96, 1536, {}),
+            ("i5", False, 128, "f16", 16, 64, 640, {}),
+            ("u7", True, 128, "f16", 9, 128, 1024, {}),
+            ("f6e3m2", False, 128, "f16", 7, 80, 784, {"STAGES": 4}),
+            ("f8e6m1", False, 64, "f16", 2, 64, 256, {}),
+            ("nf4", False, 64, "f16", 8, 64, 512, {}),
+            ("mxfp4", False, 32, "bf16", 4, 96, 512, {}),
+            ("i4", False, 128, "f32", 6, 64, 512, {}),
+            ("u6", True, 128, "f16", 16, 64, 3072, {"SPLIT": 3}),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(map(str, c[:-1])))
+def test_products_are_exact(case):
+    name, zero_point, group, activation, m, n, k, changed = case
+    t = dtype(activation)
+    with tilus.knobs.scope(target="simt:sm_90a"):
+        w = weight(name, zero_point, group, activation, n, k)
+    problem = Problem(w.format, t, w.format.scale or t, True, m, n, k)
+    configuration = default_configuration(problem, target="sm_90a").replace(**{"SPLIT": 1} | changed)
+    assert configuration["PRODUCERS"] == 1
+    program = check_products(configuration, w, m, n, k, activation, "sm_90a")
+    assert "cp.async.bulk.shared" in compiled(program, "sm_90a").ptx
+
+
+@pytest.mark.parametrize(("k", "arch"), [(1040, "sm_80"), (4112, "sm_90a")])
+def test_no_block_that_shares_k_ends_before_its_copies(k, arch):
+    """Where trips are no whole ones, tables end with a block's part, too."""
+    with tilus.knobs.scope(target=f"simt:{arch}"):
+        w = weight("u6", True, 128, "f16", 64, k)
+    configuration = default_configuration(Problem(w.format, f16, f16, True, 16, 64, k), target=arch)
+    check_products(configuration.replace(SPLIT=3, PRODUCERS=0), w, 16, 64, k, "f16", arch)
+
+
+def check_products(configuration: Configuration, w: Any, m: int, n: int, k: int, activation: str, arch: str) -> Program:
+    """Return the program that was checked, with the promises of real layers."""
+    t, split = dtype(activation), configuration["SPLIT"]
+    configuration = configuration.replace(EVEN=k % (configuration["SLICES"] * w.format.pack.tile[1]) == 0)
+    program = configuration.program.definition.specialize(dict(configuration.constants), POINTERS | PROMISES)
+    y = np.full((split, m, n), np.nan, np.float32 if split > 1 else numpy_type(t))
+    x, bias = integers(t, m, k), integers(t, n)
+    zeros = w.words if w.zero_points is None else w.zero_points
+    args = [x, w.words, w.scales, zeros, bias, y, m, n, k, w.format.groups(k), w.format.tensor_scale]
+    expected = on_vm(program, args)
+    for landing in ("early", "late"):
+        found, report = on_simt(program, args, arch, landing=landing, metrics=True)
+        assert report.ok, str(report)
+        assert report.wavefronts[0] == report.wavefronts[1]
+        np.testing.assert_array_equal(bits(found), bits(expected))
+    assert not np.isnan(found[5].astype(np.float32)).any()
+    return program
