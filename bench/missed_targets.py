@@ -130,7 +130,7 @@ def _loop_lines(rows: Sequence[Row]) -> Iterator[str]:
     usual = [row for row in rows if row["bm"] == 8 and row["activation"] == "f16" and row["group"] in (128, -1)]
     yield "## The matmul's loop: instructions per weight; u4, i4 1.25, u1, u2 1.1, all types 2.0\n"
     yield "Groups of 128, or one scale for a row; batches up to 8, f16; unsigned integers have zero points. The shares"
-    yield "are those of sm_90a, where a producer's instructions, about a tenth for each weight, are not among them.\n"
+    yield "are those of sm_90a; instructions of the producer, about a tenth for each weight, are not among them.\n"
     yield f"| type | group | target | sm_80 | sm_90a | {' | '.join(SHARES)} | rest | reason |"
     yield "|" + "---|" * (len(SHARES) + 7)
     for name, group in dict.fromkeys((row["type"], row["group"]) for row in usual):

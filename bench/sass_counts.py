@@ -186,11 +186,13 @@ def _table(rows: Sequence[dict[str, object]]) -> Table:
 def _markdown(rows: Sequence[dict[str, object]]) -> Iterator[str]:
     yield "# Quantized matmul: what its hot loop takes"
     yield ""
-    yield "Written by `python bench/sass_counts.py`. f16 scales, bias; unsigned integers have zero points. Instructions are"
-    yield "those of the warps that multiply; on `sm_90a` copies are started by a warp of their own, whose instructions for"
-    yield "each weight come besides (producer's). Conflicts: shared-memory wavefronts beyond the ideal in the loop, per"
-    yield "block. KiB in flight: weights on their way to a multiprocessor that is full of blocks. Exposed loads: how often a"
-    yield "trip of the loop waits for all of a load from device memory."
+    yield from (
+        "Written by `python bench/sass_counts.py`. f16 scales, bias; unsigned integers have zero points. Instructions",
+        "are those of the warps that multiply; copies are started by a warp of their own, whose instructions for each",
+        "weight come besides (producer's). Conflicts: shared-memory wavefronts beyond the ideal in the loop, a block.",
+        "KiB in flight: weights on their way to a multiprocessor that is full of blocks. Exposed loads: how often a",
+        "trip of the loop waits for all of a load from device memory.",
+    )
     yield ""
     yield "| " + " | ".join(COLUMNS) + " |"
     yield "|" + "---|" * len(COLUMNS)

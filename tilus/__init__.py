@@ -17,8 +17,8 @@ __version__ = "0.1.0"
 
 _LAYOUTS = "column_local column_spatial local replicated spatial"
 _LANGUAGE = (
-    "abs alloc_shared annotate arange atomic_add block_id cdiv ceil commit_group convert_layout copy_async cos dot "
-    "erf exp exp2 floor full global_view grid_dependency_wait inline launch launch_dependents load_global "
+    "abs alloc_shared annotate arange atomic_add block_id cdiv ceil cluster_sum commit_group convert_layout copy_async "
+    "cos dot erf exp exp2 floor full global_view grid_dependency_wait inline launch launch_dependents load_global "
     "load_shared log log2 max maximum min minimum prefetch ptr range reshape round rsqrt sigmoid sin slice_tile "
     "sqrt static_range store_global store_shared sum sync tanh transpose view wait_group where zeros"
 )

@@ -484,9 +484,7 @@ def programs(draw, machine: Target = TARGETS["vm"], *, portable: bool = False) -
         b.inst(GridDependencyWait())
     _statements(draw, scope, 8, _SIMPLE + _NESTED)
     _store_global(draw, scope)
-    return b.program(
-        (op("floordiv", n, 2), *((const(1),) if draw(st.booleans()) else ())), warps, producer=warps == 2
-    )
+    return b.program((op("floordiv", n, 2), *((const(1),) if draw(st.booleans()) else ())), warps, producer=warps == 2)
 
 
 def arguments(seed: int = 0) -> list[np.ndarray | int]:

@@ -143,10 +143,14 @@ def test_what_has_no_producer(constants):
     assert find_pipeline(program_of(**constants), HOPPER) is None
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_89", "cpu"])
-def test_targets_without_bulk_copies_have_none(target):
-    assert find_pipeline(program_of(), TARGETS[target]) is None
-    lower(program_of(), TARGETS[target])
+def test_what_has_a_producer_says_so():
+    assert find_pipeline(program_of(), TARGETS["cpu"]) is None
+    assert not lower(program_of(), TARGETS["cpu"]).producer
+    for target in ("sm_80", "sm_89"):
+        assert lower(program_of(), TARGETS[target]).producer
+        assert not has_bulk_copies(program_of(), target)
+    assert lower(program_of(), HOPPER).producer
+    assert not lower(add_rows.program({}), HOPPER).producer, "no copy is known to be aligned"
 
 
 def kinds(program: Program) -> list[type]:

@@ -28,6 +28,7 @@ EVERY_INSTRUCTION = """\
 program everything(x: ptr[f16] % 16, w: ptr[u3], m: i32, n: i64 % 8, eps: f32) {
   grid (m, (m + 511) // 512)
   warps 4 producer
+  cluster (2, 1)
   threads 128
   shared 4096
   gx: global[f16, 2] = global_view(ptr=x, shape=(m, 64), strides=(64, 1))
@@ -38,6 +39,8 @@ shape=(4, 8), dims=(0, 1), other=-inf) : ld.global "because of \\"this\\""
   e: f16 = load_element(ptr=x, index=n)
   s: shared[f16, (8, 64), row_major(8,64).swizzled(3, 3, 3)] = alloc_shared(dtype=f16, shape=(8, 64), byte_offset=1024)
   copy_async(dst=s, src=gx, dst_offset=(0, 0), src_offset=(0, 0), shape=(8, 64), dst_dims=(0, 1), src_dims=(0, 1))
+  copy_async(dst=s, src=gx, dst_offset=(0, 0), src_offset=(0, 0), shape=(8, 64), dst_dims=(0, 1), src_dims=(0, 1), \
+once=m < 8)
   commit_group()
   wait_group(pending=0)
   sync()
@@ -61,6 +64,7 @@ bits=bits(8, 16, "bbbbbbbbaaaaaaaa", units=1, flipped=0x80), form="subnormal", p
   q: register[f16, (2, 8)] = slice(x=t, offset=(2, 0), shape=(2, 8))
   acc: register[f32, (4, 4)] = full(value=0.0, shape=(4, 4))
   acc = dot(a=t, b=u, c=acc) : mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32
+  acc = cluster_sum(x=acc)
   print(format="{} is {}\\n", args=(acc, eps))
   prefetch(view=gx, offset=(0, 0), shape=(8, 64), dims=(0, 1)) : cp.async.bulk.prefetch width=8 unmasked=(1,)
   grid_dependency_wait()

@@ -157,8 +157,8 @@ def test_facts_are_read_from_machine_code_once(monkeypatch) -> None:
     assert facts.trip_cycles(500) == early
     assert facts.trip_cycles(1000) == pytest.approx((early + late) / 2)
     # A trip writes 4 KiB of weights and 2 KiB of activations for each slice, and reads them once; and 16 bytes of scales
-    # for each lane of a warp.
-    assert facts.wavefronts == 2 * ((4 + 2) * 1024 + 16 * 32) // 128
+    # for each lane of a warp, which all slices share: four warps read what the producer wrote once.
+    assert facts.wavefronts == (2 * (4 + 2) * 1024 + (1 + 1 / 4) * 16 * 32) / 128
     code_facts.cache_clear()
     monkeypatch.setattr("tilus.kernels.facts._read", None)
     assert code_facts(configuration, shape.form, "sm_90a") == facts

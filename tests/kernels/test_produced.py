@@ -1,4 +1,4 @@
-"""Products whose copies a producer starts, as the PTX that ships for Hopper: the reference machine's bits, no findings."""
+"""Products whose copies a producer starts, as the PTX that ships: the reference machine's bits, no findings."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CASES = [
             ("u7", True, 128, "f16", 9, 128, 1024, {}),
             ("f6e3m2", False, 128, "f16", 7, 80, 784, {"STAGES": 4}),
             ("f8e6m1", False, 64, "f16", 2, 64, 256, {}),
-            ("nf4", False, 64, "f16", 8, 64, 512, {}),
+            ("nf4", False, 64, "f16", 8, 64, 512, {"PRODUCERS": 1}),
             ("mxfp4", False, 32, "bf16", 4, 96, 512, {}),
             ("i4", False, 128, "f32", 6, 64, 512, {}),
             ("u6", True, 128, "f16", 16, 64, 3072, {"SPLIT": 3}),
@@ -43,17 +43,22 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
 @pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(map(str, c[:-1])))
-def test_products_are_exact(case):
+def test_products_are_exact(case, arch):
     name, zero_point, group, activation, m, n, k, changed = case
     t = dtype(activation)
-    with tilus.knobs.scope(target="simt:sm_90a"):
+    with tilus.knobs.scope(target=f"simt:{arch}"):
         w = weight(name, zero_point, group, activation, n, k)
     problem = Problem(w.format, t, w.format.scale or t, True, m, n, k)
-    configuration = default_configuration(problem, target="sm_90a").replace(**{"SPLIT": 1} | changed)
+    configuration = default_configuration(problem, target=arch).alone.replace(**changed)
     assert configuration["PRODUCERS"] == 1
-    program = check_products(configuration, w, m, n, k, activation, "sm_90a")
-    assert "cp.async.bulk.shared" in compiled(program, "sm_90a").ptx
+    program = check_products(configuration, w, m, n, k, activation, arch)
+    ptx = compiled(program, arch).ptx
+    assert "cp.async.mbarrier.arrive" in ptx
+    if arch == "sm_90a":
+        assert "cp.async.bulk.shared" in ptx
+        assert "L2::evict_first" in ptx, "one block reads weights, if it has all of the batch"
 
 
 @pytest.mark.parametrize(("k", "arch"), [(1040, "sm_80"), (4112, "sm_90a")])
@@ -67,10 +72,10 @@ def test_no_block_that_shares_k_ends_before_its_copies(k, arch):
 
 def check_products(configuration: Configuration, w: Any, m: int, n: int, k: int, activation: str, arch: str) -> Program:
     """Return the program that was checked, with the promises of real layers."""
-    t, split = dtype(activation), configuration["SPLIT"]
+    t, parts = dtype(activation), 1 if configuration["CLUSTERED"] else configuration["SPLIT"]
     configuration = configuration.replace(EVEN=k % (configuration["SLICES"] * w.format.pack.tile[1]) == 0)
     program = configuration.program.definition.specialize(dict(configuration.constants), POINTERS | PROMISES)
-    y = np.full((split, m, n), np.nan, np.float32 if split > 1 else numpy_type(t))
+    y = np.full((parts, m, n), np.nan, np.float32 if parts > 1 else numpy_type(t))
     x, bias = integers(t, m, k), integers(t, n)
     zeros = w.words if w.zero_points is None else w.zero_points
     args = [x, w.words, w.scales, zeros, bias, y, m, n, k, w.format.groups(k), w.format.tensor_scale]
@@ -82,3 +87,30 @@ def check_products(configuration: Configuration, w: Any, m: int, n: int, k: int,
         np.testing.assert_array_equal(bits(found), bits(expected))
     assert not np.isnan(found[5].astype(np.float32)).any()
     return program
+
+
+CLUSTERS = [  # weight, zero points, group, activation, M, N, K, blocks that share K, other constants
+    ("u4", True, 128, "f16", 40, 208, 1024, 2, {"SLICES": 1, "TILES": 2, "STEP": 16}),
+    ("i4", False, -1, "f16", 5, 80, 3072, 3, {}),
+    *(
+        pytest.param(case, marks=pytest.mark.long)
+        for case in (
+            ("u2", True, 64, "bf16", 16, 64, 4096, 4, {"STAGES": 2}),
+            ("f6e3m2", False, 128, "f16", 33, 144, 1040, 2, {"SLICES": 1, "TILES": 4, "WARPS": 8, "STEP": 128}),
+            ("u8", True, 32, "f16", 8, 64, 2064, 8, {"SLICES": 1}),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CLUSTERS, ids=lambda c: "-".join(map(str, c[:-1])))
+def test_a_cluster_adds_up_its_sums(case):
+    """What one kernel makes of them is what two make: a product, and `add_parts`."""
+    name, zero_point, group, activation, m, n, k, split, changed = case
+    with tilus.knobs.scope(target="simt:sm_90a"):
+        w = weight(name, zero_point, group, activation, n, k)
+    t = dtype(activation)
+    problem = Problem(w.format, t, w.format.scale or t, True, m, n, k)
+    alone = default_configuration(problem, target="sm_90a").alone.replace(**changed)
+    program = check_products(alone.replace(SPLIT=split, CLUSTERED=1), w, m, n, k, activation, "sm_90a")
+    assert ".reqnctapercluster 1, 1, " in compiled(program, "sm_90a").ptx

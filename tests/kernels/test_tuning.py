@@ -66,8 +66,8 @@ def test_few_are_compiled_and_the_default_is_one(compiled) -> None:
     assert default_configuration(SHAPE) in compiled
     assert {c["PRODUCERS"] for c in compiled} == {0, 1}
     assert len(compiled) > ranking.SCOUTS, "the best of all kinds are compiled, too"
-    totals = [one.prediction.total for one in found]
-    assert totals == sorted(totals)
+    weighed = [one.prediction.total + ranking.FRICTION * sum(one.prediction.parts.values()) for one in found]
+    assert weighed == sorted(weighed)
 
 
 def test_what_spills_is_the_last_resort(monkeypatch) -> None:

@@ -32,7 +32,7 @@ ATTRIBUTES = ["to(f32)", "T", "shape", "dtype", "to(n)", "reshape(4,8)", "layout
 
 @st.composite
 def calls(draw: st.DrawFn) -> str:
-    name = draw(st.sampled_from(sorted(FUNCTIONS)))
+    name = draw(st.sampled_from(sorted(set(FUNCTIONS) - {"grid_dependency_wait"})))  # comes first, says the verifier
     parameters = list(inspect.signature(FUNCTIONS[name]).parameters.values())
     required = sum(p.default is p.empty for p in parameters)
     used = parameters[: draw(st.integers(required, len(parameters)))]

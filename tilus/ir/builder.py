@@ -165,6 +165,7 @@ class Builder:
         warps: int = 1,
         *,
         producer: bool = False,
+        cluster: tuple[int, ...] = (),
         num_threads: int | None = None,
         shared_bytes: int | None = None,
     ) -> Program:
@@ -173,4 +174,6 @@ class Builder:
             raise InternalError(f"{len(self._bodies) - 1} blocks of {self.name} are still open")
         blocks = tuple(as_expr(n) for n in grid)
         body = tuple(self._bodies[0])
-        return Program(self.name, tuple(self._params), blocks, warps, body, producer, num_threads, shared_bytes)
+        return Program(
+            self.name, tuple(self._params), blocks, warps, body, producer, cluster, num_threads, shared_bytes
+        )

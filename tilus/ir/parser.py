@@ -1,6 +1,7 @@
 """The text form, read back: `parse(to_text(p)) == p`.
 
-program   := "program" NAME "(" [param ("," param)*] ")" "{" grid warps ["producer"] [threads] [shared] statement* "}"
+program   := "program" NAME "(" [param ("," param)*] ")" "{" header statement* "}"
+header    := grid warps ["producer"] [cluster] [threads] [shared]
 param     := NAME ":" type ["%" INT]
 statement := NAME ":" type "=" (expr | inst) | NAME "=" (expr | inst) | inst | "break" | "continue"
            | "if" expr block ["else" block] | "while" expr block
@@ -16,6 +17,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
+from functools import reduce
+from operator import or_
 from typing import Any, NoReturn, TypeVar, get_args, get_origin
 
 from tilus.dtypes import Codebook, DataType, boolean, dtype, f32, i32
@@ -162,6 +165,10 @@ class _Reader:
         self.expect("warps")
         warps, producer = self.integer(), self.accept("producer")
         self.end_line()
+        cluster: tuple[int, ...] = ()
+        if self.accept("cluster"):
+            cluster = tuple(self.tuple_of(self.integer))
+            self.end_line()
         threads = self.header("threads") if self.at("threads") else None
         shared = self.header("shared") if self.at("shared") else None
         body = self.rest_of_block()
@@ -169,7 +176,7 @@ class _Reader:
         if self.peek().kind != "end":
             self.fail(f"expected the end of the text, got {self.peek()}")
         loc = self.source.loc(start.offset)
-        return Program(name, params, grid, warps, body, producer, threads, shared, loc=loc)
+        return Program(name, params, grid, warps, body, producer, cluster, threads, shared, loc=loc)
 
     def header(self, word: str) -> int:
         self.expect(word)
@@ -310,7 +317,8 @@ class _Reader:
         if get_origin(kind) is tuple:
             return self.tuple_of(lambda: self.value(get_args(kind)[0]))
         if type(None) in get_args(kind):
-            return None if self.accept("None") else self.value(get_args(kind)[0])
+            given = tuple(part for part in get_args(kind) if part is not type(None))
+            return None if self.accept("None") else self.value(reduce(or_, given))
         if kind in _VALUES:
             return _VALUES[kind](self)
         return self.string()  # str, or a Literal of strings

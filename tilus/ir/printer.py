@@ -100,6 +100,8 @@ def _program(p: Program, names: Names) -> Iterator[str]:
     yield f"program {p.name}({', '.join(_param(param, names) for param in p.params)}) {{"
     yield f"{_INDENT}grid {value_text(p.grid, names)}"
     yield f"{_INDENT}warps {p.num_warps}{' producer' if p.producer else ''}"
+    if p.cluster:
+        yield f"{_INDENT}cluster {p.cluster}"
     if p.num_threads is not None:
         yield f"{_INDENT}threads {p.num_threads}"
     if p.shared_bytes is not None:

@@ -1,9 +1,9 @@
 """Programs whose copies a warp of its own starts: which these are, and the two programs that such a one is made of.
 
 A *producer* does nothing but copy. Its copies can run ahead of the other warps, the *consumers*, which wait for data
-but not for each other. The author asks for it (`launch(..., producer=True)`); a program gets one where the target has
-bulk copies and the program is a pipeline: groups of copies, then one loop, a trip of which is a wait for the oldest
-group, a barrier, and a group of copies more. The barrier says that all threads have left the stage that those copies
+but not for each other. The author asks for it (`launch(..., producer=True)`); a program gets one where the target is a
+GPU and the program a pipeline: groups of copies, then one loop, a trip of which is a wait for the oldest group, a
+barrier, and a group of copies more. The barrier says that all threads have left the stage that those copies
 fill. So consumers need not wait at it, only tell the producer that they have come there, unless they write to memory
 themselves while the loop runs or before.
 """
@@ -36,6 +36,7 @@ from tilus.ir.stmt import Break, Continue, For, InstStmt, Stmt, inst_stmts
 from tilus.ir.target import MAX_WARPS, Target
 
 BULK_CAPABILITY = 90
+PRODUCER_CAPABILITY = 80  # that of barriers in memory
 _WRITES = (StoreShared, StoreGlobal, AtomicAdd)
 _CONSUMED = (CopyAsync, CommitGroup, Prefetch)  # what consumers leave to the producer
 _PRODUCED = (*_CONSUMED, GlobalView, AllocShared, GridDependencyWait, LaunchDependents, Sync)
@@ -59,7 +60,7 @@ class Pipeline:
 
 def find_pipeline(program: Program, target: Target) -> Pipeline | None:
     """Return the pipeline of a program that may have a producer, None for any other."""
-    if not program.producer or target.capability < BULK_CAPABILITY or program.num_warps >= MAX_WARPS:
+    if not program.producer or target.capability < PRODUCER_CAPABILITY or program.num_warps >= MAX_WARPS:
         return None
     waits = [number for number, stmt in enumerate(program.body) if _has(stmt, WaitGroup)]
     if len(waits) != 1:
@@ -74,12 +75,6 @@ def find_pipeline(program: Program, target: Target) -> Pipeline | None:
     if not groups == inside == pending + 1 or not _computable([*before, loop]):
         return None
     return Pipeline(place, pending + 2)
-
-
-def has_producer(program: Program) -> bool:
-    """Whether a producer starts the copies of a program with selected instructions: one at least is a bulk copy."""
-    copies = (stmt for stmt in inst_stmts(program) if isinstance(stmt.inst, CopyAsync))
-    return any(stmt.selected is not None and stmt.selected.atom == "cp.async.bulk" for stmt in copies)
 
 
 def _pending(loop: Stmt) -> int | None:

@@ -39,8 +39,11 @@ class Program(Node):
         Warps per block, as the author wrote it.
     body : tuple of Stmt
     producer : bool
-        Whether the author wants asynchronous copies to be started by a warp of its own, where the target has
-        instructions for that. It is not among `num_warps`, and changes nothing of what the program means.
+        Whether a warp of its own starts asynchronous copies: as the author wants it, and once instructions are
+        selected, as it is. It is not among `num_warps`, and changes nothing of what the program means.
+    cluster : tuple of int
+        Extents, one for each axis of the grid, of groups of blocks that run at the same time and can reach each other;
+        () where blocks run alone.
     num_threads : int or None
         Threads per block on the target; None until layouts are inferred. On a CPU these are SIMD lanes.
     shared_bytes : int or None
@@ -53,6 +56,7 @@ class Program(Node):
     num_warps: int
     body: tuple[Stmt, ...]
     producer: bool = False
+    cluster: tuple[int, ...] = ()
     num_threads: int | None = None
     shared_bytes: int | None = None
 

@@ -10,6 +10,8 @@ from typing import Literal
 
 from tilus.errors import TilusError
 
+CLUSTERS = 90  # capability of the first targets that have them
+MAX_CLUSTER = 8  # blocks: the same table, "maximum number of thread blocks in a cluster" that every device has
 MAX_WARPS = 32  # 1024 threads per block: CUDA C++ programming guide, "compute capabilities"
 
 
@@ -82,3 +84,8 @@ def target(name: str | Target) -> Target:
     if name not in BY_NAME:
         raise TilusError(f"unknown target {name!r}", hint=f"one of {', '.join(BY_NAME)}")
     return BY_NAME[name]
+
+
+def has_clusters(target: Target) -> bool:
+    """Whether blocks can run in clusters there."""
+    return target.kind == "vm" or target.capability >= CLUSTERS

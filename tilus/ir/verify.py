@@ -10,13 +10,15 @@
 6. The grid is made of parameters only.
 7. `break` and `continue` stand in a loop.
 8. All register layouts have one number of threads: `num_threads` where that is set.
-9. `grid_dependency_wait` stands in no branch or loop, and what touches global memory comes behind the first one.
+9. A cluster has as many axes as the grid, and at most 8 blocks. Only blocks of a cluster exchange tiles.
+10. `grid_dependency_wait` stands in no branch or loop, and what touches global memory comes behind the first one.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 from typing import TypeAlias
 
 from tilus.dtypes import boolean
@@ -24,6 +26,7 @@ from tilus.errors import TilusError, VerifyError, assert_never
 from tilus.ir.expr import EXPR_CLASSES, BlockId, CastExpr, Const, Expr, Op, Tensor, Var, dtype_of
 from tilus.ir.instructions import (
     AtomicAdd,
+    ClusterSum,
     CopyAsync,
     GridDependencyWait,
     Instruction,
@@ -38,6 +41,7 @@ from tilus.ir.operators import OPERATORS
 from tilus.ir.printer import Names, to_text, value_text
 from tilus.ir.program import Program
 from tilus.ir.stmt import Assign, Break, Continue, For, If, InstStmt, Let, Stmt, While
+from tilus.ir.target import MAX_CLUSTER
 from tilus.ir.types import PointerType, RegisterType, ScalarType, SharedType, Type
 
 # What is defined at a point of the program; None where control never comes, and so everything is.
@@ -156,6 +160,8 @@ class _Checker:
         for name, value in (("num_warps", p.num_warps), ("num_threads", p.num_threads)):
             if value is not None and value < 1:
                 self.complain(f"{name} must be positive, got {value}", p)
+        if p.cluster and (len(p.cluster) != len(p.grid) or min(p.cluster) < 1 or prod(p.cluster) > MAX_CLUSTER):
+            self.complain(f"a cluster of {p.cluster} blocks: one extent for each axis of the grid, 8 blocks at most", p)
         self.at_grid = True
         for extent in p.grid:
             self.extent(extent, frozenset(variables))
@@ -169,7 +175,7 @@ class _Checker:
             self.complain(f"an extent of the grid is an integer, got {dtype_of(extent)}", extent)
 
     def dependency(self) -> None:
-        """Check rule 9."""
+        """Check rule 10."""
         body = self.program.body
         first = next((i for i, stmt in enumerate(body) if _is(stmt, GridDependencyWait)), len(body))
         for number, stmt in enumerate(body):
@@ -278,6 +284,8 @@ class _Checker:
         raise TypeError(f"no operand: {node!r}")
 
     def result(self, stmt: InstStmt) -> None:
+        if _is(stmt, ClusterSum) and not self.program.cluster:
+            self.complain("the blocks of the kernel have no cluster", stmt.inst, "launch(..., cluster=(1, 1, 4))")
         try:
             result = result_type(stmt.inst)
         except TilusError as error:

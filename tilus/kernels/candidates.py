@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 
 from tilus.dtypes import DataType, f32
+from tilus.ir.target import CLUSTERS, MAX_CLUSTER
 from tilus.ir.target import target as find_target
 from tilus.kernels.configure import adding_kernel, ending, matmul_program, rows_per_block
 from tilus.kernels.configure_gpu import (
     divides,
     fair_split,
     gpu_batch_tiles,
-    on_target,
     parts_of,
     table_bytes,
     tile_bytes,
 )
+from tilus.kernels.epilogues import PAIRED
 from tilus.runtime.kernel import BoundKernel, Kernel
 from tilus.runtime.knobs import knobs
 from tilus.runtime.weights.quantize import NUMPY_TYPES, quantize
@@ -29,12 +30,13 @@ from tilus.runtime.weights.weight import WeightFormat
 LARGEST_BUCKET = 4096  # what larger batches are configured as
 ANY_SCALE = 2.0  # stands for all tensor scales but 1: kernels take them as arguments
 DEEPEST = 8  # stages
-VARIED = ("BM", "SLICES", "TILES", "PRODUCERS", "STAGES", "SPLIT")
+VARIED = ("BM", "SLICES", "TILES", "WARPS", "PRODUCERS", "STAGES", "SPLIT", "CLUSTERED")
 SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 MOST_BLOCKS = 1024  # where blocks share K
 USUAL_MULTIPROCESSORS = 100  # about as many as data center GPUs have
 LARGE_BATCH = 32  # batch tile from which on blocks would read the activations too often
-TALL = ((2, 4), (4, 8))  # tiles along N and warps that share them: 32 rows for each, whose sums fill its registers
+# Tiles along N and warps that share them: 32 rows for each, whose sums fill its registers; 16 where more do than fit.
+TALL = ((2, 4), (4, 8), (2, 8))
 TALL_STEP = 16  # columns
 BLOCK_MARGIN = 18 * 1024  # bytes of shared memory that sums may take besides the stages
 
@@ -96,6 +98,11 @@ class Configuration:
         return Configuration(self.program, tuple((dict(self.constants) | constants).items()))
 
     @property
+    def alone(self) -> Configuration:
+        """The configuration whose blocks do not share K."""
+        return self.replace(SPLIT=1, **({"CLUSTERED": 0} if self.get("CLUSTERED", 0) else {}))
+
+    @property
     def kernel(self) -> BoundKernel:
         """The program with its constants fixed."""
         return self.program.bind(**dict(self.constants))
@@ -108,7 +115,8 @@ class Configuration:
     @property
     def label(self) -> str:
         """What tells it from the others."""
-        return ", ".join(f"{name} {self.get(name, 1)}" for name in VARIED)
+        constants = dict(self.constants)
+        return ", ".join(f"{name} {constants[name]}" for name in VARIED if name in constants)
 
 
 @lru_cache(maxsize=4096)
@@ -127,9 +135,10 @@ def default_configuration(problem: Problem, bm: int | None = None, target: str =
     program, constants = matmul_program(
         problem.form, problem.activation, problem.scale, tile, problem.bias, k=problem.k
     )
-    alone = Configuration(program, tuple(on_target(constants, target).items()))
+    alone = Configuration(program, tuple(constants.items()))
     split = fair_split(blocks(problem, alone), trips(problem, alone), USUAL_MULTIPROCESSORS)
-    return alone.replace(SPLIT=split, **ending(problem.epilogue))
+    cluster = {"CLUSTERED": 1} if may_be_cluster(problem, alone, split, target) else {}
+    return alone.replace(SPLIT=split, **cluster, **ending(problem.epilogue))
 
 
 def blocks(problem: Problem, configuration: Configuration) -> int:
@@ -144,8 +153,8 @@ def trips(problem: Problem, configuration: Configuration) -> int:
     return -(-problem.k // (configuration.get("SLICES", 1) * problem.form.pack.tile[1]))
 
 
-def splits(problem: Problem, configuration: Configuration) -> Iterator[Configuration]:
-    """Yield a configuration with every number of blocks that may share K.
+def splits(problem: Problem, configuration: Configuration, target: str) -> Iterator[Configuration]:
+    """Yield a configuration with every number of blocks that may share K, as a cluster where they can be one.
 
     Each has two trips of its loop or more, and there are not so many that a device is full without.
     """
@@ -153,6 +162,14 @@ def splits(problem: Problem, configuration: Configuration) -> Iterator[Configura
     for split in SPLITS:
         if split == 1 or (split <= count // 2 and split == parts_of(count, split) and split * alone <= MOST_BLOCKS):
             yield configuration.replace(SPLIT=split)
+            if may_be_cluster(problem, configuration, split, target):
+                yield configuration.replace(SPLIT=split, CLUSTERED=1)
+
+
+def may_be_cluster(problem: Problem, configuration: Configuration, split: int, target: str) -> bool:
+    """Whether blocks that share K can add up their sums as a cluster; pairs of results lie in several."""
+    has_clusters = "CLUSTERED" in dict(configuration.constants) and find_target(target).capability >= CLUSTERS
+    return 1 < split <= MAX_CLUSTER and has_clusters and problem.epilogue != PAIRED
 
 
 @cache
@@ -180,7 +197,7 @@ def _variants(problem: Problem, bm: int, target: str) -> Iterator[Configuration]
         shared = first.replace(**shares)
         for stages in range(2, min(room // stage_size(problem, shared), DEEPEST) + 1):
             for alone in _produced(shared.replace(STAGES=stages)):
-                yield from splits(problem, alone)
+                yield from splits(problem, alone, target)
 
 
 def _produced(configuration: Configuration) -> Iterator[Configuration]:

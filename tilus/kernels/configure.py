@@ -74,6 +74,8 @@ def adding_kernel(constants: Mapping[str, Any]) -> BoundKernel | None:
 
     Sums are left where blocks share K, and where results are of pairs.
     """
+    if constants.get("CLUSTERED"):
+        return None
     names = {constant.name for constant in add_parts.definition.constants}
     chosen = {"SCALED": False, "SPLIT": 1} | {name: value for name, value in constants.items() if name in names}
     if chosen["SPLIT"] == 1:

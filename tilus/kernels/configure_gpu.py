@@ -7,8 +7,6 @@ from math import gcd, prod
 from typing import Any
 
 from tilus.dtypes import DataType, dtype
-from tilus.ir.producer import BULK_CAPABILITY
-from tilus.ir.target import target as find_target
 from tilus.kernels.configure_operands import operand_constants
 from tilus.runtime.weights.packing import WARPS, PackLayout, native_pack
 from tilus.runtime.weights.trits import TritPack
@@ -73,17 +71,13 @@ def sliced_constants(
         "SLICES": slices,
         "TILES": 1,
         "WARPS": form.pack.warps,
-        "PRODUCERS": int(bm <= LARGEST_PRODUCED),
+        # Beside a producer ptxas computes the address of every look-up in a table anew.
+        "PRODUCERS": int(bm <= LARGEST_PRODUCED and not form.dtype.is_codebook),
         "STAGES": _stages(form.pack, slices * tile_bytes(form, activation, scale, bm)),
         "EVEN": divides(slices * width, k),
         "SPLIT": split,
+        "CLUSTERED": 0,
     }
-
-
-def on_target(constants: dict[str, Any], target: str) -> dict[str, Any]:
-    """Return constants for a target: where there are no bulk copies a producer is none."""
-    lacks = find_target(target).capability < BULK_CAPABILITY
-    return constants | ({"PRODUCERS": 0} if lacks and "PRODUCERS" in constants else {})
 
 
 def divides(columns: int, k: int | None) -> bool:

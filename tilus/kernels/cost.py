@@ -18,7 +18,6 @@ from tilus.ir.program import Program
 from tilus.ir.stmt import For, InstStmt
 from tilus.ir.types import RegisterType
 from tilus.kernels.configure import matmul_program
-from tilus.kernels.configure_gpu import on_target
 from tilus.runtime.compiled import CompiledKernel
 from tilus.runtime.hot_loop import HotLoop, hot_loop, instructions_per_weight, producer_loop
 from tilus.runtime.sass import Instruction
@@ -149,7 +148,6 @@ def matmul_cost(form: WeightFormat, activation: DataType, scale: DataType, *, bm
     """
     form = replace(form, pack=native_pack(form.dtype, "cuda", activation))
     program, values = matmul_program(form, activation, scale, bm, bias=True)
-    values = on_target(values, target)
     return MatmulCost(program.compile(target=target, multiples=PROMISES, **values), form, values)
 
 

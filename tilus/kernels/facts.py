@@ -13,6 +13,7 @@ from tilus.kernels.candidates import Configuration
 from tilus.kernels.cost import LATENCIES, PROMISES, MatmulCost
 from tilus.runtime import cache as disk
 from tilus.runtime.compiled import CompiledKernel
+from tilus.runtime.hot_loop import COPIES
 from tilus.runtime.sass import Instruction, parse_sass
 from tilus.runtime.warp_time import warp_cycles
 from tilus.runtime.weights.packing import WARP
@@ -22,7 +23,6 @@ _FILE = "facts.json"
 _SHAPE = re.compile(r"(16)(8)(8|16|32)")
 _BANKS_BYTES = 128  # that shared memory moves in a cycle
 _TO_SHARED = {"lds", "sts"}
-_COPIES = {"LDGSTS", "UBLKCP"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ def _edge_cycles(cost: MatmulCost) -> int:
     places = _places(cost.loop.instructions)
     if cost.producer is None:
         return cycles(i for i in function.instructions if i.address not in places)
-    copies = _places([i for i in function.instructions if i.opcode in _COPIES])
+    copies = _places([i for i in function.instructions if i.opcode in COPIES])
     ahead = range(copies.start, _places(cost.producer.instructions).start)
     rest = [i for i in function.instructions if i.address not in places and i.address not in copies]
     groups: int = cost.constants["STAGES"] - 1
@@ -142,7 +142,8 @@ def _copied_wavefronts(cost: MatmulCost) -> float:
     """Return the passes of what a producer copies, shared out to the warps that compute."""
     if cost.producer is None:
         return 0.0
-    weights = cost.weights_per_trip * cost.threads * cost.form.dtype.nbits // 8
+    in_bulk = any(i.opcode == "UBLKCP" for i in cost.producer.instructions)
+    weights = cost.weights_per_trip * cost.threads * cost.form.dtype.nbits // 8 if in_bulk else 0
     passes = sum(map(_wavefronts, cost.producer.instructions)) + weights / _BANKS_BYTES
     return passes * WARP / cost.threads
 

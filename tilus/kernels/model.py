@@ -32,6 +32,9 @@ from tilus.runtime.weights.packing import WARP
 
 BOUNDS = ("memory", "l2", "latency", "issue", "shared", "tensor")
 _NARROW = 2  # cycles for which a warp's instruction occupies the pipe of logic: 16 lanes of it for a scheduler
+# Of clusters of an H100: cycles to another block and back twice, to arrive and to be told; TB/s of all blocks' reads.
+# Luo et al., "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture" (arXiv:2402.13499): 180 cycles, 3.3 TB/s.
+_MEETING, _CLUSTER_RATE = 360, 3.3
 _RESERVED = 1024  # bytes of shared memory that the system takes of a block
 
 
@@ -144,7 +147,7 @@ def predict(problem: Problem, configuration: Configuration, facts: CodeFacts | N
         for bound, time in wave.items():
             parts[bound] += times * time
     fixed = device.launch + 1e-3 * device.latency + (facts.edge_cycles * 1e-3 / device.clock if facts else 0.0)
-    fixed += _adding(problem, configuration.get("SPLIT", 1), device)
+    fixed += _adding(problem, configuration, device)
     busy = sum(decided.values())
     return Prediction(
         total=fixed + busy,
@@ -158,8 +161,15 @@ def predict(problem: Problem, configuration: Configuration, facts: CodeFacts | N
     )
 
 
-def _adding(problem: Problem, split: int, device: Device) -> float:
-    """Return the microseconds of a second kernel for parts or pairs, which reads what the first one wrote besides."""
+def _adding(problem: Problem, configuration: Configuration, device: Device) -> float:
+    """Return the microseconds of a second kernel for parts or pairs, which reads what the first one wrote besides.
+
+    Blocks of a cluster meet twice, and read each other's sums between.
+    """
+    split = configuration.get("SPLIT", 1)
+    if configuration.get("CLUSTERED", 0):
+        read = 4 * split * split * problem.m * problem.n  # each reads those of all
+        return 2 * _MEETING * 1e-3 / device.clock + read / _CLUSTER_RATE * 1e-6
     if split == 1 and problem.epilogue != PAIRED:
         return 0.0
     moved = 2 * 4 * split * problem.m * problem.n

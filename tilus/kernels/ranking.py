@@ -26,9 +26,10 @@ from tilus.kernels.facts import CodeFacts, code_facts
 from tilus.kernels.model import Prediction, predict
 from tilus.runtime.resources import blocks_held
 
-KIND = ("BM", "SLICES", "TILES", "PRODUCERS")  # what tells kinds of candidates apart
+KIND = ("BM", "SLICES", "TILES", "WARPS", "PRODUCERS")  # what tells kinds of candidates apart
 SCOUTS = 8  # kinds that are looked at
 COMPILED = 4  # candidates that are compiled besides
+FRICTION = 0.02  # of what overlaps, a part does not: of candidates alike the one that is less busy comes first
 TOLD_APART = 1.01  # predictions closer than that count as equal
 
 
@@ -48,13 +49,13 @@ def ranked(problem: Problem, device: Device) -> tuple[Ranked, ...]:
     A candidate that spills registers counts only where all do.
     """
     kinds = _kinds(problem, device)
-    first = default_configuration(problem, target=device.target).replace(SPLIT=1)
+    first = default_configuration(problem, target=device.target).alone
     scouts = _ranked(problem, device, [first, *(scout for scout, _ in kinds)])
     known = {_kind(one.configuration): one for one in scouts}
     members = [c for _, kind in kinds for c in kind if _kind(c) in known]
     guesses = [one for c in members for one in _guessed(problem, device, c, known[_kind(c)])]
-    best = [one.configuration.replace(SPLIT=1) for one in _in_order(guesses)]
-    looked_at = {one.configuration.replace(SPLIT=1) for one in scouts}
+    best = [one.configuration.alone for one in _in_order(guesses)]
+    looked_at = {one.configuration.alone for one in scouts}
     more = [c for c in dict.fromkeys(best[: 4 * COMPILED]) if c not in looked_at]
     return _in_order([*scouts, *_ranked(problem, device, more[:COMPILED])])
 
@@ -62,7 +63,7 @@ def ranked(problem: Problem, device: Device) -> tuple[Ranked, ...]:
 def _in_order(found: Iterable[Ranked]) -> tuple[Ranked, ...]:
     every = list(found)
     clean = [one for one in every if not one.facts.spills and one.facts.blocks_per_sm] or every
-    return tuple(sorted(clean, key=lambda one: one.prediction.total))
+    return tuple(sorted(clean, key=lambda one: one.prediction.total + FRICTION * sum(one.prediction.parts.values())))
 
 
 def _ranked(problem: Problem, device: Device, candidates: Iterable[Configuration]) -> list[Ranked]:
@@ -73,7 +74,7 @@ def _ranked(problem: Problem, device: Device, candidates: Iterable[Configuration
             facts = code_facts(alone, problem.form, device.target)
         except (CompileError, PassError):  # more registers or shared memory than there are
             continue
-        found += [Ranked(c, facts, predict(problem, c, facts, device)) for c in splits(problem, alone)]
+        found += [Ranked(c, facts, predict(problem, c, facts, device)) for c in splits(problem, alone, device.target)]
     return found
 
 
@@ -86,7 +87,7 @@ def _guessed(problem: Problem, device: Device, alone: Configuration, scout: Rank
     if not held:
         return []
     facts = replace(scout.facts, shared_bytes=shared, blocks_per_sm=held)
-    return [Ranked(c, facts, predict(problem, c, facts, device)) for c in splits(problem, alone)]
+    return [Ranked(c, facts, predict(problem, c, facts, device)) for c in splits(problem, alone, device.target)]
 
 
 def _kind(configuration: Configuration) -> tuple[int, ...]:
@@ -101,7 +102,7 @@ def _kinds(problem: Problem, device: Device) -> list[tuple[Configuration, list[C
     kinds: dict[tuple[int, ...], list[tuple[float, int, Configuration]]] = {}
     for c in configurations(problem, device.target):
         time = predict(problem, c, None, device).total
-        kinds.setdefault(_kind(c), []).append((time, c["STAGES"], c.replace(SPLIT=1)))
+        kinds.setdefault(_kind(c), []).append((time, c["STAGES"], c.alone))
     found = []
     for members in kinds.values():
         least = min(time for time, _, _ in members)

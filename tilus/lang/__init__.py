@@ -20,7 +20,7 @@ from tilus.lang.control import block_id, launch, static_range
 from tilus.lang.control import range_ as range
 from tilus.lang.define import Constant, KernelDef, Parameter, define, ptr
 from tilus.lang.functions import FUNCTIONS
-from tilus.lang.grid import grid_dependency_wait, launch_dependents, prefetch
+from tilus.lang.grid import cluster_sum, grid_dependency_wait, launch_dependents, prefetch
 from tilus.lang.inline import InlineFunction, inline
 from tilus.lang.memory import (
     alloc_shared,
@@ -84,6 +84,7 @@ __all__ = [
     "block_id",
     "cdiv",
     "ceil",
+    "cluster_sum",
     "commit_group",
     "convert_layout",
     "copy_async",

@@ -26,6 +26,7 @@ class Launch:
     grid: tuple[Expr, ...]
     warps: int
     producer: bool
+    cluster: tuple[int, ...]
 
 
 @dataclass(slots=True)

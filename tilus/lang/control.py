@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+from math import prod
 
 from tilus.dtypes import i32
 from tilus.errors import TilusError
@@ -10,7 +11,7 @@ from tilus.ir.expr import BlockId, Expr, Var
 from tilus.ir.instructions import Assert, Print
 from tilus.ir.node import rewrite, walk
 from tilus.ir.stmt import Let, Stmt
-from tilus.ir.target import MAX_WARPS
+from tilus.ir.target import MAX_CLUSTER, MAX_WARPS
 from tilus.lang.arguments import ArgumentError, a_flag, an_int, an_integer, expected, integers
 from tilus.lang.arithmetic import convert, expression
 from tilus.lang.builder import Builder, Launch
@@ -21,7 +22,7 @@ MAX_UNROLL = 4096
 
 
 @function()
-def launch(b: Builder, blocks: Value, warps: Value = 4, producer: Value = False) -> None:
+def launch(b: Builder, blocks: Value, warps: Value = 4, producer: Value = False, cluster: Value = ()) -> None:
     """Say how many thread blocks run the kernel. Comes once, before anything is computed.
 
     Parameters
@@ -31,10 +32,14 @@ def launch(b: Builder, blocks: Value, warps: Value = 4, producer: Value = False)
     warps : compile-time int
         Warps per block.
     producer : compile-time bool
-        Have asynchronous copies started by one warp more, which does nothing else, where the target has bulk copies
-        (`sm_90a`) and the kernel is a pipeline: groups of copies before one loop, each trip of which is a
-        `wait_group`, a `sync`, and the copies of a later trip as a group. Those copies must move rows of 32 bytes or
-        more that are aligned to 16. Any other kernel has all threads copy, as without it.
+        Have asynchronous copies started by one warp more, which does nothing else, where the kernel is a pipeline:
+        groups of copies before one loop, each trip of which is a `wait_group`, a `sync`, and the copies of a later
+        trip as a group. All of them must be `cp.async` or bulk copies, on `sm_90a` one at least a bulk copy: a tile of
+        1 KiB or more that is one aligned piece of memory on both sides. Any other kernel has all threads copy, as
+        without it.
+    cluster : tuple of compile-time int
+        Extents, one for each axis of the grid, of groups of at most 8 blocks that run at the same time, for
+        `cluster_sum`. The grid must be made of whole clusters, the target be of capability 9.0.
     """
     if b.launch is not None:
         raise TilusError("launch is called a second time", hint="a kernel calls it once, as its first statement")
@@ -55,7 +60,15 @@ def launch(b: Builder, blocks: Value, warps: Value = 4, producer: Value = False)
     count = an_int(warps, "warps")
     if not 1 <= count <= MAX_WARPS:
         raise ArgumentError("warps", f"a block has 1 to {MAX_WARPS} warps, got {count}")
-    b.launch = Launch(grid, count, a_flag(producer, "producer"))
+    b.launch = Launch(grid, count, a_flag(producer, "producer"), _cluster(cluster, len(grid)))
+
+
+def _cluster(cluster: Value, axes: int) -> tuple[int, ...]:
+    extents = tuple(an_int(extent, "cluster") for extent in cluster) if isinstance(cluster, tuple) else None
+    if extents is None or (extents and (len(extents) != axes or min(extents) < 1 or prod(extents) > MAX_CLUSTER)):
+        wanted = f"{axes} extents, one for each axis of the grid, and {MAX_CLUSTER} blocks at most"
+        raise ArgumentError("cluster", f"expected {wanted}, got {cluster}")
+    return extents
 
 
 def _in_parameters(expr: Expr, declared: list[Stmt]) -> Expr:

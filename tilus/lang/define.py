@@ -232,7 +232,9 @@ class KernelDef:
             )
         body = tuple(build.root)
         said = build.launch
-        program = Program(self.name, tuple(params), said.grid, said.warps, body, said.producer, loc=self._loc)
+        program = Program(
+            self.name, tuple(params), said.grid, said.warps, body, said.producer, said.cluster, loc=self._loc
+        )
         return _with_layouts(program, build) if build.layouts else program
 
 

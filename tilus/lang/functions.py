@@ -27,6 +27,7 @@ FUNCTIONS: dict[str, LangFunction] = {
         memory.wait_group,
         memory.sync,
         grid.prefetch,
+        grid.cluster_sum,
         grid.grid_dependency_wait,
         grid.launch_dependents,
         tiles.full,

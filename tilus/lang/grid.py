@@ -1,12 +1,31 @@
-"""Functions on what comes before and after a kernel in its stream: programmatic dependent launch."""
+"""Functions on what lies beyond a block: its cluster, and the kernels before and after it in their stream."""
 
 from __future__ import annotations
 
-from tilus.ir.instructions import GridDependencyWait, LaunchDependents, Prefetch
-from tilus.lang.arguments import a_shape, a_view, access_dims, ranked
+from tilus.errors import TilusError
+from tilus.ir.instructions import ClusterSum, GridDependencyWait, LaunchDependents, Prefetch
+from tilus.lang.arguments import a_shape, a_tile, a_view, access_dims, ranked
 from tilus.lang.builder import Builder
 from tilus.lang.primitives import function
-from tilus.lang.values import Value
+from tilus.lang.values import Tile, Value
+
+
+@function()
+def cluster_sum(b: Builder, tile: Value) -> Tile:
+    """Return the sum of the tiles that the blocks of a cluster have, the same in all of them.
+
+    Elements are added up in the order of the blocks' ranks (the first axis of the grid varies fastest), so the result
+    does not depend on which block is faster. All blocks of a cluster must come here, equally often. It needs
+    `launch(..., cluster=...)`, and a target of capability 9.0.
+
+    Parameters
+    ----------
+    tile : tile
+        Of f32, i32 or u32, in registers.
+    """
+    if b.launch is None or not b.launch.cluster:
+        raise TilusError("the kernel's blocks are no clusters", hint="launch(..., cluster=(1, 1, 4)) makes them such")
+    return b.tile(ClusterSum(a_tile(tile, "tile").tensor, loc=b.loc))
 
 
 @function()

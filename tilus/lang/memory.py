@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tilus.ir.expr import Expr, Tensor, const, mul
+from tilus.dtypes import boolean
+from tilus.ir.expr import Const, Expr, Tensor, const, mul
 from tilus.ir.instructions import (
     AllocShared,
     AtomicAdd,
@@ -32,6 +33,7 @@ from tilus.lang.arguments import (
     layout_for,
     ranked,
 )
+from tilus.lang.arithmetic import condition
 from tilus.lang.builder import Builder
 from tilus.lang.primitives import function
 from tilus.lang.values import NUMBER, Scalar, SharedTile, Tile, Value, View
@@ -216,6 +218,7 @@ def copy_async(
     shape: Value = None,
     dst_dims: Value = None,
     src_dims: Value = None,
+    once: Value = None,
 ) -> None:
     """Start copying a tile of a global view to a shared tensor; zeros are written where it leaves the view.
 
@@ -231,6 +234,9 @@ def copy_async(
         Extents of the tile; by default the last extents of `dst`, as many as `src` has dimensions.
     dst_dims, src_dims : tuple of int, optional
         The dimensions the tile runs along; by default the last ones.
+    once : boolean, optional
+        Whether nobody reads the tile again soon, so that the second-level cache may let go of it first: a hint, which
+        bulk copies follow.
     """
     target, source = a_shared(dst, "dst"), a_view(src, "src")
     rank = len(source.shape)
@@ -242,7 +248,9 @@ def copy_async(
         raise ArgumentError("src", f"cannot copy {source.dtype} to a shared tensor of {target.dtype}")
     there = _shared_offset(dst_offset, len(target.shape), "dst_offset")
     here = ranked(src_offset, rank, "src_offset", "the view")
-    b.run(CopyAsync(target.tensor, source.tensor, there, here, extents, into, along, loc=b.loc))
+    known = None if once is None else condition(once, "once")
+    hint = Const(known, boolean) if isinstance(known, bool) else known
+    b.run(CopyAsync(target.tensor, source.tensor, there, here, extents, into, along, hint, loc=b.loc))
 
 
 @function()

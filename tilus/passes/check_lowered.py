@@ -18,6 +18,7 @@ from tilus.ir.instructions import (
     AllocShared,
     AtomicAdd,
     Cast,
+    ClusterSum,
     ConvertLayout,
     Copy,
     CopyAsync,
@@ -37,7 +38,7 @@ from tilus.ir.instructions import (
     Unpack,
     View,
 )
-from tilus.ir.producer import find_pipeline, has_producer, producer_of
+from tilus.ir.producer import BULK_CAPABILITY, find_pipeline, producer_of
 from tilus.ir.program import Program
 from tilus.ir.stmt import InstStmt, Selected, inst_stmts
 from tilus.ir.target import Target
@@ -83,7 +84,7 @@ class _Context:
         self.views: Mapping[Tensor, GlobalView] = views_of(program)
         self.copying = self.analysis  # of the program that starts copies
         pipeline = find_pipeline(program, target)
-        if pipeline is not None and has_producer(program):
+        if pipeline is not None:
             self.copying = analyze(producer_of(program, pipeline))
 
 
@@ -271,7 +272,7 @@ def _copy_async(inst: CopyAsync, stmt: InstStmt, context: _Context) -> Iterator[
     if width != widest(source, dim, limit, analysis)[0]:
         yield f"{width} elements at once are not contiguous and aligned on both sides"
     if selected.atom == "cp.async.bulk":
-        if find_pipeline(context.program, context.target) is None:
+        if find_pipeline(context.program, context.target) is None or context.target.capability < BULK_CAPABILITY:
             yield "a producer starts bulk copies, and the program, or the target, can have none"
         if not is_bulk(source, access, shared_layout_of(inst.dst), width, analysis):
             yield "a bulk copy moves one piece of memory, which the tile is not on both sides"
@@ -287,6 +288,7 @@ def _prefetch(inst: Prefetch, stmt: InstStmt, context: _Context) -> Iterator[str
 
 _RULES: dict[type[Instruction], Callable[[Any, InstStmt, _Context], Iterator[str]]] = {
     Copy: _same,
+    ClusterSum: _same,
     Cast: _same,
     Elementwise: _elementwise,
     Reduce: _derived(lambda inst, x: x.reduce([inst.dim], inst.keepdims)),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
+from tilus.errors import PassError
 from tilus.ir.program import Program
-from tilus.ir.target import Target
+from tilus.ir.target import Target, has_clusters
 from tilus.ir.verify import verify
 from tilus.passes.absorb_casts import absorb_casts
 from tilus.passes.check_lowered import check_lowered
@@ -44,6 +45,12 @@ def lower(program: Program, target: Target, *, hook: Hook | None = None) -> Prog
         If the program cannot run on the target.
     """
     verify(program)
+    if program.cluster and not has_clusters(target):
+        raise PassError(
+            f"{target.name} has no clusters of blocks, which {program.name!r} asks for",
+            loc=program.loc,
+            hint="compile it for sm_90a, or launch it without cluster=...",
+        )
     for step in pipeline(target):
         after = step(program, target)
         if after is not program:

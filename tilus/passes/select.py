@@ -27,7 +27,7 @@ from tilus.ir.instructions import (
     StoreShared,
 )
 from tilus.ir.node import Node, rewrite
-from tilus.ir.producer import find_pipeline, producer_of
+from tilus.ir.producer import BULK_CAPABILITY, find_pipeline, producer_of
 from tilus.ir.program import Program
 from tilus.ir.stmt import InstStmt, Selected, inst_stmts
 from tilus.ir.target import DEPENDENT_LAUNCH, Target
@@ -57,6 +57,8 @@ def select(program: Program, target: Target) -> Program:
     """Choose the hardware instruction of every line; the same program where all are chosen already."""
     assert program.num_threads is not None, "layouts are inferred before instructions are selected"
     context = _with_producer(program, _Context(target, program.num_threads, analyze(program), views_of(program)))
+    if program.producer and context.producer is None:
+        program = replace(program, producer=False)
 
     def rule(node: Node) -> Node | None:
         if not isinstance(node, InstStmt) or type(node.inst) not in _SELECTORS:
@@ -69,14 +71,15 @@ def select(program: Program, target: Target) -> Program:
 
 
 def _with_producer(program: Program, context: _Context) -> _Context:
-    """Let a producer start the copies if it can start all, and one is a bulk copy, which it is worth its warp for."""
+    """Let a producer start the copies if it can start all; where there are bulk copies, for one of them at least."""
     pipeline = find_pipeline(program, context.target)
     if pipeline is None:
         return context
     produced = replace(context, producer=analyze(producer_of(program, pipeline)))
     copies = [stmt.inst for stmt in inst_stmts(program) if isinstance(stmt.inst, CopyAsync)]
     atoms = {_copy_async(inst, None, produced).atom for inst in copies}
-    return produced if "cp.async.bulk" in atoms and "ld.st" not in atoms else context
+    worthwhile = "cp.async.bulk" in atoms or context.target.capability < BULK_CAPABILITY
+    return produced if worthwhile and "ld.st" not in atoms else context
 
 
 # --- global memory --------------------------------------------------------------------------------------------------
@@ -170,7 +173,8 @@ def _copy_async(inst: CopyAsync, out: None, context: _Context) -> Selected:
         extent = inst.shape[dim]
         limit = vector_width(target, dim, extent & -extent, nbits, layout, analysis)
     width, note = widest(source, dim, limit, analysis)
-    if context.producer is not None and is_bulk(source, target, layout, width, analysis):
+    bulk = context.producer is not None and context.target.capability >= BULK_CAPABILITY
+    if bulk and is_bulk(source, target, layout, width, analysis):
         return Selected("cp.async.bulk", width, f"{prod(inst.shape) * nbits // 8} B by one thread", unmasked)
     along = len(inst.shape) - 1 if dim is None else dim
     threads = context.num_threads if context.producer is None else context.target.lanes

@@ -205,7 +205,7 @@ class CompiledKernel:
         """
         try:
             extents = self._grid(values)
-            if check_grid(extents, self.program.name, self.target.kind) == 0:
+            if check_grid(extents, self.program.name, self.target.kind, self.program.cluster) == 0:
                 return
             if self._check is not None:
                 self._check(values, extents)

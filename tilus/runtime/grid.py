@@ -28,14 +28,19 @@ def grid_function(program: Program) -> Grid:
     return compiled
 
 
-def check_grid(extents: Sequence[int], name: str, kind: str = "cpu") -> int:
+def check_grid(extents: Sequence[int], name: str, kind: str = "cpu", cluster: Sequence[int] = ()) -> int:
     """Return the number of blocks; 0 if any extent is 0 or less.
 
     Raises
     ------
     LaunchError
-        If a kind of target (`Target.kind`) cannot number so many blocks.
+        If a kind of target (`Target.kind`) cannot number so many blocks, or they are no whole clusters.
     """
+    if any(n % size for n, size in zip(extents, cluster, strict=False)):
+        raise LaunchError(
+            f"kernel {name!r} asks for {tuple(extents)} blocks, no whole number of clusters of {tuple(cluster)}",
+            hint="round the grid up, and let the blocks beyond the end store nothing",
+        )
     total = 1
     for n in extents:
         total *= max(n, 0)

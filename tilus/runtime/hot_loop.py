@@ -16,6 +16,7 @@ from tilus.errors import FormatError
 from tilus.runtime.control_flow import Block, Loop, basic_blocks, natural_loops, reachable
 from tilus.runtime.sass import Function, Instruction, instruction_mix, parse_sass, pipe_mix
 
+COPIES = {"LDGSTS", "UBLKCP"}  # from global memory to shared
 _FLOAT_KINDS = {"half2", "fp32", "fp64"}
 
 
@@ -91,9 +92,9 @@ def hot_loop(sass: str, function: str | None = None) -> HotLoop:
 
 
 def producer_loop(sass: str, function: str) -> HotLoop | None:
-    """Return the loop of the warp that starts bulk copies for the others; None if no such warp is there.
+    """Return the loop of the warp that starts copies for the others; None if no such warp is there.
 
-    It is the greatest loop with bulk copies and no work on numbers.
+    It is the greatest loop with copies to shared memory and no work of tensor cores.
     """
     [found] = [f for f in parse_sass(sass) if f.name == function]
     blocks = basic_blocks(found)
@@ -101,12 +102,12 @@ def producer_loop(sass: str, function: str) -> HotLoop | None:
     def of(loop: Loop, amount: Amount) -> int:
         return sum(amount(blocks[node].instructions) for node in loop.blocks)
 
-    loops = [loop for loop in natural_loops(blocks) if of(loop, _bulk) and not of(loop, _tensor)]
+    loops = [loop for loop in natural_loops(blocks) if of(loop, _to_shared) and not of(loop, _tensor)]
     loop = max(loops, key=lambda loop: len(loop.blocks), default=None)
     if loop is None:
         return None
     inside = [node for node in reachable(blocks) if node in loop.blocks]
-    return _trip(function, blocks, inside, loop.header, loop.latches, _bulk, is_loop=True)
+    return _trip(function, blocks, inside, loop.header, loop.latches, _to_shared, is_loop=True)
 
 
 def _hot_loop(function: Function) -> HotLoop:
@@ -131,8 +132,8 @@ def _tensor(instructions: Iterable[Instruction]) -> int:
     return sum(i.klass.kind == "mma" for i in instructions)
 
 
-def _bulk(instructions: Iterable[Instruction]) -> int:
-    return sum(i.opcode == "UBLKCP" for i in instructions)
+def _to_shared(instructions: Iterable[Instruction]) -> int:
+    return sum(i.opcode in COPIES for i in instructions)
 
 
 def _float(instructions: Iterable[Instruction]) -> int:

@@ -256,7 +256,7 @@ def special(machine: Machine, name: str) -> Array | None:
     rank = machine.block_of % machine.cluster
     vectors: dict[str, Any] = {"ntid": shape.block, "nctaid": shape.grid, "cluster_nctaid": shape.cluster}
     numbers: dict[str, tuple[Array, Any]] = {
-        "tid": (linear, shape.block), "ctaid": (block, shape.grid), "cluster_ctaid": (rank, shape.cluster),
+        "tid": (linear, shape.block), "cluster_ctaid": (rank, shape.cluster),
         "clusterid": (block // machine.cluster, tuple(g // c for g, c in zip(shape.grid, shape.cluster, strict=True))),
         "nclusterid": (block * 0, shape.cluster),
     }  # fmt: skip
@@ -265,6 +265,8 @@ def special(machine: Machine, name: str) -> Array | None:
         i = "xyz".index(axis)
         if base in vectors:
             return one * vectors[base][i]
+        if base == "ctaid":
+            return machine.block_index(block)[i]
         if base == "nclusterid":
             return one * (shape.grid[i] // shape.cluster[i])
         if base in numbers:

@@ -120,6 +120,7 @@ class Machine:
         self.local_stride = -(-max(self.program.local_bytes, 1) // 16) * 16
         self.local = Memory(self.threads * self.local_stride, 0xFF)
         self.idle: list[Callable[[], bool]] = []  # what may land when nobody can run: returns whether it did
+        self.at_last: list[Callable[[], bool]] = []  # what else may go on then: returns whether it did
         self.at_exit: list[Callable[[Array], None]] = []
         self.waiting: list[Callable[[], list[str]]] = []  # for reports of deadlocks
         self.clocks: Clocks | None = None
@@ -136,7 +137,16 @@ class Machine:
     def index3(self, thread: int) -> tuple[Index3, Index3]:
         """Return the indices of a thread's block and of the thread."""
         block, linear = divmod(int(thread), self.padded)
-        return _unravel(self.first + block, self.shape.grid), _unravel(linear, self.shape.block)
+        x, y, z = (int(i[0]) for i in self.block_index(np.array([self.first + block])))
+        return (x, y, z), _unravel(linear, self.shape.block)
+
+    def block_index(self, numbers: Array) -> tuple[Array, Array, Array]:
+        """Return the indices of blocks, which are numbered cluster by cluster."""
+        grid, cluster = self.shape.grid, self.shape.cluster
+        whole = tuple(g // c for g, c in zip(grid, cluster, strict=True))
+        outer, inner = _digits(numbers // self.cluster, whole), _digits(numbers % self.cluster, cluster)
+        x, y, z = (o * c + i for o, c, i in zip(outer, cluster, inner, strict=True))
+        return x, y, z
 
     # --- findings ---------------------------------------------------------------------------------------------------
 
@@ -226,7 +236,7 @@ class Machine:
                         f"no end: nothing is other than {since} pieces of code ago: a loop on what never comes?"
                     )
                     return
-            elif not any(land() for land in self.idle):
+            elif not any(go_on() for go_on in (*self.idle, *self.at_last)):
                 if (self.pc == PARKED).any():
                     self.deadlock()
                 return
@@ -290,10 +300,13 @@ def as_group(threads: Array, total: int) -> Group:
     return threads
 
 
+def _digits(numbers: Array, extents: tuple[int, ...]) -> tuple[Array, Array, Array]:
+    return numbers % extents[0], numbers // extents[0] % extents[1], numbers // (extents[0] * extents[1])
+
+
 def _unravel(number: int, extents: Index3) -> Index3:
-    x = number % extents[0]
-    y = number // extents[0] % extents[1]
-    return int(x), int(y), int(number // (extents[0] * extents[1]))
+    x, y, z = (int(i[0]) for i in _digits(np.array([number]), extents))
+    return x, y, z
 
 
 def unsupported(instruction: Instruction, reason: str) -> VMError:

@@ -1,8 +1,9 @@
 """Barriers in shared memory that count arrivals and bytes (PTX ISA, "Parallel synchronization: mbarrier").
 
 A phase ends when no arrival and no byte is pending. A thread that waits is parked until then: `try_wait` returns true
-at last, and a loop around it runs once. What the arrivals knew, and the copies that the phase counted, are ordered
-before everything after the wait.
+at last, and a loop around it runs once. One that only looks, by `test_wait`, takes its time: it returns false where
+nothing else can go on. What the arrivals knew, and the copies that the phase counted, are ordered before everything
+after the wait.
 """
 
 from __future__ import annotations
@@ -23,16 +24,18 @@ from tilus.simt.syntax import Address, Sink
 
 _STRONG = Ordering("relaxed", IN_DEVICE, False)
 _MOST_BYTES = (1 << 20) - 1
+_MOST_LOOKS = 1000  # in vain, one after another, before threads are taken to look for ever
 
 
 @dataclass(slots=True, eq=False)
 class Waiter:
-    """Threads parked at a barrier, until `phase` has ended; then `done` is called with them."""
+    """Threads parked at a barrier, until `phase` has ended; then `done` is called with them and whether it has."""
 
     threads: Array
     phase: int
-    done: Callable[[Array], None]
+    done: Callable[[Array, bool], None]
     code: int
+    looks: bool  # and may be told that it has not
 
 
 @dataclass(slots=True, eq=False)
@@ -74,7 +77,9 @@ class Barriers:
         self.machine = machine
         self.all: dict[int, Barrier] = {}
         self.agents: dict[int, int] = {}
+        self.in_vain = 0
         machine.waiting.append(self.describe)
+        machine.at_last.append(self.look_again)
 
     def init(self, place: int, address: int, count: int) -> None:
         """Make a barrier."""
@@ -129,8 +134,9 @@ class Barriers:
         barrier.waiters = [w for w in barrier.waiters if w.phase >= barrier.phase]
         for waiter in ready:
             self.acquire(barrier, waiter.phase, waiter.threads)
-            waiter.done(waiter.threads)
+            waiter.done(waiter.threads, True)
             self.machine.release(waiter.threads)
+            self.in_vain = 0
 
     def acquire(self, barrier: Barrier, phase: int, threads: Array) -> None:
         """Order what a phase waited for before what threads do next."""
@@ -143,15 +149,26 @@ class Barriers:
             clocks.learn(warps, row)
         clocks.learn_agent(warps, barrier.agent, tick)
 
-    def wait(self, barrier: Barrier, waiter: Waiter, *, park: bool) -> bool:
-        """Let threads wait for the end of a phase; return whether it has ended."""
+    def wait(self, barrier: Barrier, waiter: Waiter) -> None:
+        """Let threads wait for the end of a phase."""
         if waiter.phase < barrier.phase:
             self.acquire(barrier, waiter.phase, waiter.threads)
-            return True
-        if park:
-            self.machine.park(as_group(waiter.threads, self.machine.threads))
-            barrier.waiters.append(waiter)
-        return False
+            waiter.done(waiter.threads, True)
+            return
+        self.machine.park(as_group(waiter.threads, self.machine.threads))
+        barrier.waiters.append(waiter)
+
+    def look_again(self) -> bool:
+        """Tell threads that only look that a phase has not ended; return whether there are any, too often in vain."""
+        self.in_vain += 1
+        found = False
+        for barrier in self.all.values() if self.in_vain < _MOST_LOOKS else ():
+            for waiter in [w for w in barrier.waiters if w.looks]:
+                barrier.waiters.remove(waiter)
+                waiter.done(waiter.threads, False)
+                self.machine.release(waiter.threads)
+                found = True
+        return found
 
     def signal(self, threads: Array, addresses: Array, code: int, increment: bool, groups: Array) -> Signal:
         """Return what to do when the earlier `cp.async` of threads have landed: arrive."""
@@ -317,16 +334,16 @@ def _expect(context: Context) -> Step:
 
 @decoder("mbarrier.try_wait", "mbarrier.test_wait")
 def _wait(context: Context) -> Step:
-    """Decode waits: `try_wait` parks threads until the phase has ended, `test_wait` only looks."""
+    """Decode waits until a phase has ended: `test_wait` only looks."""
     op, machine = context.opcode, context.machine
-    tries = context.instruction.opcode.startswith("mbarrier.try_wait")
+    looks = context.instruction.opcode.startswith("mbarrier.test_wait")
     parity = op.take("parity")
     op.drop("acquire", "relaxed", "cta", "cluster")
     write = context.write(context.operands[0], "pred")
     token = context.read(context.operands[2], "u32" if parity else "b64")
 
-    def done(threads: Array) -> None:
-        write(as_group(threads, machine.threads), np.ones(1, bool))
+    def done(threads: Array, ended: bool) -> None:
+        write(as_group(threads, machine.threads), np.array([ended]))
 
     def act(barrier: Barrier, threads: Array) -> None:
         barriers: Barriers = machine.units["mbarriers"]
@@ -335,9 +352,6 @@ def _wait(context: Context) -> Step:
             some = threads[tokens == value]
             # A parity names the current phase, or the one before it.
             phase = barrier.phase - (int(value) != barrier.phase % 2) if parity else int(value)
-            if barriers.wait(barrier, Waiter(some, phase, done, context.code), park=tries):
-                done(some)
-            elif not tries:
-                write(as_group(some, machine.threads), np.zeros(1, bool))
+            barriers.wait(barrier, Waiter(some, phase, done, context.code, looks))
 
     return _each(context, 1, act)

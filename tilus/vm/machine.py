@@ -16,6 +16,7 @@ from tilus.ir.printer import Names, to_text
 from tilus.ir.program import Program
 from tilus.ir.stmt import Assign, Break, Continue, For, If, InstStmt, Let, Stmt, While
 from tilus.ir.types import PointerType
+from tilus.vm.cluster import Cluster, clusters_of
 from tilus.vm.fault import Fault
 from tilus.vm.instructions import MEANING
 from tilus.vm.memory import make_buffer
@@ -41,7 +42,8 @@ def run(
     args : sequence of numpy.ndarray and numbers
         One per parameter. A pointer takes a contiguous array of its type (see `make_buffer`), a scalar a number.
     blocks : iterable of tuple of int, optional
-        Run these blocks only, in this order; by default all of them, the last axis fastest.
+        Run these blocks only, in this order; by default all of them, the last axis fastest. Blocks of a cluster run
+        at the same time, and only all of them.
     max_turns : int
         Turns of loops that a block may make before it is taken to hang.
 
@@ -56,10 +58,22 @@ def run(
         p.var: _bind(p.var, p.multiple, value) for p, value in zip(program.params, args, strict=True)
     }
     grid = _grid(program, env)
+    if program.cluster and blocks is None:
+        _run_clusters(program, grid, env, max_turns)
+        return
     for block in np.ndindex(*grid) if blocks is None else blocks:
         if len(block) != len(grid) or not all(0 <= i < n for i, n in zip(block, grid, strict=True)):
             raise VMError(f"there is no block {tuple(block)} in the grid {grid}")
         Block(program, tuple(block), dict(env), max_turns).run()
+
+
+def _run_clusters(program: Program, grid: tuple[int, ...], env: dict[Var | Tensor, Any], max_turns: int) -> None:
+    if any(n % extent for n, extent in zip(grid, program.cluster, strict=True)):
+        raise VMError(f"a grid of {grid} blocks is not made of whole clusters of {program.cluster}", loc=program.loc)
+    for places in clusters_of(grid, program.cluster):
+        cluster = Cluster(len(places))
+        blocks = [Block(program, at, dict(env), max_turns, cluster, rank) for rank, at in enumerate(places)]
+        cluster.run([block.run for block in blocks])
 
 
 def _grid(program: Program, env: dict[Var | Tensor, Any]) -> tuple[int, ...]:
@@ -121,14 +135,27 @@ class Block:
         tensors (arrays of the tile's shape), views and shared tensors.
     max_turns : int
         Turns of loops before the block is taken to hang.
+    cluster : Cluster, optional
+        The blocks that run at the same time.
+    rank : int
+        Among these.
     """
 
-    def __init__(self, program: Program, index: tuple[int, ...], env: dict[Var | Tensor, Any], max_turns: int) -> None:
+    def __init__(
+        self,
+        program: Program,
+        index: tuple[int, ...],
+        env: dict[Var | Tensor, Any],
+        max_turns: int,
+        cluster: Cluster | None = None,
+        rank: int = 0,
+    ) -> None:
         self.program = program
         self.index = index
         self.env = env
         self.shared = SharedMemory(program.shared_bytes, program.num_threads)
         self.max_turns = max_turns
+        self.cluster, self.rank = cluster, rank
         self.turns = 0
 
     def run(self) -> None:

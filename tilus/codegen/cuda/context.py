@@ -19,7 +19,7 @@ from tilus.layouts import BitLayout, RegisterLayout, SharedLayout
 
 if TYPE_CHECKING:
     from tilus.codegen.cuda.bank_tables import BankTable
-    from tilus.codegen.cuda.emit_bulk import Ring
+    from tilus.codegen.cuda.ring import Ring
 
 SCRATCH_ALIGNMENT = 16
 # Words of C++ and of CUDA, and names that generated code uses itself.
@@ -35,7 +35,7 @@ _TAKEN = """
 """
 _KEYWORDS = frozenset(re.findall(r"\w+", _TAKEN))
 # What generated functions begin with, and what C++ and its compilers keep for themselves.
-_GENERATED = re.compile(r"(ptx|cast|decode|encode|table|floor|odd|extreme|digit|bulk)_|_|.*__")
+_GENERATED = re.compile(r"(ptx|cast|decode|encode|table|floor|odd|extreme|digit|ring)_|_|.*__")
 
 
 class Names:
@@ -98,6 +98,7 @@ class Context:
         self.bank_tables: dict[str, BankTable] = {}
         self.ring: Ring | None = None  # of a kernel with a producer
         self.is_producer = False  # whether the producer's code is being written
+        self.cluster = 1  # blocks
         self.dependent = False  # whether the kernel waits for earlier ones itself
         self.bit_layouts: dict[tuple[BitLayout, tuple[int, ...]], int] = {}
         self.digits: dict[tuple[int, int], str] = {}

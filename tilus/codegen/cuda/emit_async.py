@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tilus.codegen.cuda import cpp, emit_bulk
+from tilus.codegen.cuda import cpp, emit_bulk, ring
 from tilus.codegen.cuda import ptx as rows
 from tilus.codegen.cuda.context import Context, shared
 from tilus.codegen.cuda.emit_global import selected_of
@@ -72,7 +72,7 @@ def commit_group(ctx: Context, stmt: InstStmt, out: None, inst: I.CommitGroup) -
     if ctx.ring is None:
         ctx.do("cp_async_commit")
     else:
-        emit_bulk.advance(ctx, ctx.ring)
+        ring.advance(ctx, ctx.ring)
 
 
 def wait_group(ctx: Context, stmt: InstStmt, out: None, inst: I.WaitGroup) -> None:
@@ -80,4 +80,4 @@ def wait_group(ctx: Context, stmt: InstStmt, out: None, inst: I.WaitGroup) -> No
     if ctx.ring is None:
         ctx.do(rows.wait_group(inst.pending))
     else:
-        emit_bulk.wait_full(ctx)
+        ring.wait_full(ctx)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tilus.codegen.cuda import cpp, emit_bulk, vectors
+from tilus.codegen.cuda import cpp, ring, vectors
 from tilus.codegen.cuda import ptx as rows
 from tilus.codegen.cuda.context import Context, layout_of, register, shared
 from tilus.codegen.cuda.cpp import Expr, call
@@ -34,7 +34,7 @@ def alloc_shared(ctx: Context, stmt: InstStmt, out: Tensor, inst: I.AllocShared)
 def sync(ctx: Context, stmt: InstStmt, out: None, inst: I.Sync) -> None:
     """Wait for all threads of the block; the producer waits for a stage to be free."""
     if ctx.is_producer and ctx.ring is not None:
-        emit_bulk.wait_free(ctx, ctx.ring)
+        ring.wait_free(ctx, ctx.ring)
     else:
         barrier(ctx)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tilus.codegen.cuda import bank_tables, cpp, emit_bulk
+from math import prod
+
+from tilus.codegen.cuda import bank_tables, cpp, ring
 from tilus.codegen.cuda.casts import cast_call
 from tilus.codegen.cuda.context import SCRATCH_ALIGNMENT, Context, register
 from tilus.codegen.cuda.cpp import Expr, Name
@@ -21,7 +23,7 @@ from tilus.errors import CodegenError, TilusError, assert_never
 from tilus.ir.expr import Const, Tensor, Var, dtype_of
 from tilus.ir.instructions import INSTRUCTIONS, CopyAsync
 from tilus.ir.node import children
-from tilus.ir.producer import consumer_of, find_pipeline, has_producer, producer_of
+from tilus.ir.producer import consumer_of, find_pipeline, producer_of
 from tilus.ir.program import Program
 from tilus.ir.stmt import Assign, Break, Continue, For, If, InstStmt, Let, Stmt, While, inst_stmts
 from tilus.ir.target import Target
@@ -59,6 +61,7 @@ def emit(program: Program, target: Target) -> CudaSource:
         )
     ctx = Context(target, program.num_threads, program.shared_bytes)
     ctx.not_negative = not_negative_variables(program)
+    ctx.cluster = prod(program.cluster)
     name = ctx.names.fresh(program.name)
     with ctx.body() as body:
         params = [_parameter(ctx, p.var) for p in program.params]
@@ -69,17 +72,17 @@ def emit(program: Program, target: Target) -> CudaSource:
 def _body(ctx: Context, program: Program) -> None:
     """Write all statements: of a program with a producer what each kind of warp does."""
     pipeline = find_pipeline(program, ctx.target)
-    if pipeline is None or not has_producer(program):
+    if pipeline is None:
         _Writer(ctx, program).write()
         return
     atoms = {selected_of(s).atom for s in inst_stmts(program) if isinstance(s.inst, CopyAsync)}
-    ctx.ring = emit_bulk.Ring(pipeline.stages, ctx.num_threads, deals=len(atoms) > 1)
+    ctx.ring = ring.Ring(pipeline.stages, ctx.num_threads, deals="cp.async" in atoms)
     with ctx.body() as consumer:
         _Writer(ctx, consumer_of(program, pipeline)).write()
     ctx.is_producer = True
     with ctx.body() as producer:
         _Writer(ctx, producer_of(program, pipeline)).write()
-        emit_bulk.end(ctx, ctx.ring)
+        ring.end(ctx, ctx.ring)
     ctx.emit(cpp.If(ctx.ring.is_consumer, tuple(consumer), tuple(producer)))
 
 
@@ -101,9 +104,10 @@ def _source(ctx: Context, program: Program, name: str, params: list[str], body: 
     if shared:
         head.append(cpp.Declare("u32", "smem", ctx.ptx("shared_address", Name("smem_bytes")), constant=True))
     head += bank_tables.fill(ctx, tables)
-    head += emit_bulk.begin(ctx, ctx.ring, barriers) if ctx.ring else []
+    head += ring.begin(ctx, ctx.ring, barriers) if ctx.ring else []
     lines = prelude(ctx)
-    lines.add(f'extern "C" __global__ void __launch_bounds__({ctx.block_threads}) {name}(')
+    cluster = f"__cluster_dims__{(*program.cluster, 1, 1)[:3]} " if program.cluster else ""
+    lines.add(f'extern "C" __global__ void {cluster}__launch_bounds__({ctx.block_threads}) {name}(')
     lines.add(f"    {', '.join(params)}) {{")
     if shared:
         lines.add(f"extern __shared__ __align__({_SHARED_ALIGNMENT}) u8 smem_bytes[];", 1)

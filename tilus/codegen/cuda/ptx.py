@@ -164,28 +164,53 @@ def _async_copies() -> Iterator[Ptx]:
     yield Ptx("cp_async_commit", "cp.async.commit_group;", None, (), "cp.async.commit_group", memory=True)
 
 
-def _bulk_copies() -> Iterator[Ptx]:
+def _barriers() -> Iterator[Ptx]:
+    """In memory: for stages of copies, by threads or in bulk."""
     barrier, section = Operand("barrier"), "Parallel synchronization and communication instructions: mbarrier"
-    for name, text, operands in (
-        ("mbarrier_init", "mbarrier.init.shared::cta.b64 [%0], %1;", (barrier, Operand("arrivals"))),
-        ("mbarrier_expect", "mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;", (barrier, Operand("bytes"))),
-        ("mbarrier_arrive", "mbarrier.arrive.shared::cta.b64 _, [%0];", (barrier,)),
-        ("fence_mbarrier_init", "fence.mbarrier_init.release.cluster;", ()),
-        ("fence_proxy_async", "fence.proxy.async.shared::cta;", ()),
+    test = "{ .reg .pred p; mbarrier.WAIT.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+    for name, capability in (("test_wait", 80), ("try_wait", 90)):
+        text, inputs = test.replace("WAIT", name), (barrier, Operand("parity"))
+        yield Ptx(f"mbarrier_{name}", text, Operand("d"), inputs, section, capability, memory=True)
+    for name, text, operands, capability in (
+        ("init", "mbarrier.init.shared::cta.b64 [%0], %1;", (barrier, Operand("arrivals")), 80),
+        ("arrive", "{ .reg .b64 s; mbarrier.arrive.shared::cta.b64 s, [%0]; }", (barrier,), 80),
+        ("expect", "mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;", (barrier, Operand("bytes")), 90),
     ):
-        yield Ptx(name, text, None, operands, section, 90, memory=True)
+        yield Ptx(f"mbarrier_{name}", text, None, operands, section, capability, memory=True)
+    text = "cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];"
+    yield Ptx("cp_async_arrive", text, None, (barrier,), "cp.async.mbarrier.arrive", memory=True)
+    yield Ptx("fence_mbarrier_init", "fence.mbarrier_init.release.cluster;", None, (), "fence", 90, memory=True)
+    yield Ptx("fence_proxy_async", "fence.proxy.async.shared::cta;", None, (), "fence", 90, memory=True)
     text = "{ .reg .pred p; elect.sync _|p, 0xffffffff; selp.u32 %0, 1, 0, p; }"
     section = "Parallel synchronization and communication instructions: elect.sync"
     yield Ptx("elect", text, Operand("d"), (), section, 90, memory=True, warp=True)
-    text = "cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];"
-    yield Ptx("cp_async_arrive", text, None, (barrier,), "cp.async.mbarrier.arrive", 90, memory=True)
-    text = "{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-    yield Ptx("mbarrier_try_wait", text, Operand("d"), (barrier, Operand("parity")), section, 90, memory=True)
+
+
+def _bulk_copies() -> Iterator[Ptx]:
+    barrier = Operand("barrier")
     text = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
     inputs = (Operand("address"), Operand("p", "const void*"), Operand("bytes"), barrier)
     yield Ptx("cp_async_bulk", text, None, inputs, "cp.async.bulk", 90, memory=True)
+    text = text.replace("bytes [", "bytes.L2::cache_hint [").replace(";", ", %4;")
+    yield Ptx("cp_async_bulk_hint", text, None, (*inputs, Operand("policy", "u64")), "cp.async.bulk", 90, memory=True)
+    for name in ("evict_first", "evict_unchanged"):
+        text = f"createpolicy.fractional.L2::{name}.b64 %0, 1.0;"
+        yield Ptx(f"policy_{name}", text, Operand("d", "u64"), (), "createpolicy", 80)
     text, piece = "cp.async.bulk.prefetch.L2.global [%0], %1;", (Operand("p", "const void*"), Operand("bytes"))
     yield Ptx("prefetch_bulk", text, None, piece, "cp.async.bulk.prefetch", 90, memory=True)
+
+
+def _clusters() -> Iterator[Ptx]:
+    section = "Parallel synchronization and communication instructions: barrier.cluster"
+    for name, verb in (("arrive", "arrive.release"), ("wait", "wait.acquire")):
+        yield Ptx(f"cluster_{name}", f"barrier.cluster.{verb}.aligned;", None, (), section, 90, memory=True, warp=True)
+    text, inputs = "mapa.shared::cluster.u32 %0, %1, %2;", (Operand("address"), Operand("rank"))
+    yield Ptx("mapa", text, Operand("d"), inputs, "mapa", 90)
+    for nbits in (32, 64, 128):
+        count = nbits // 32
+        text = f"ld.shared::cluster{'' if count == 1 else f'.v{count}'}.b32 {_list(0, count)}, [%{count}];"
+        out = Operand("d", count=count)
+        yield Ptx(f"ld_cluster_b{nbits}", text, out, (Operand("address"),), "ld", 90, memory=True)
 
 
 def _dependent_launches() -> Iterator[Ptx]:
@@ -311,7 +336,9 @@ TABLE = _table(
     _loads_and_stores(),
     _matrix_loads(),
     _async_copies(),
+    _barriers(),
     _bulk_copies(),
+    _clusters(),
     _dependent_launches(),
     _half_arithmetic(),
     _conversions(),

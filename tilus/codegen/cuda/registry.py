@@ -7,6 +7,7 @@ from typing import Any
 
 from tilus.codegen.cuda import (
     emit_async,
+    emit_cluster,
     emit_convert,
     emit_debug,
     emit_dot,
@@ -40,6 +41,7 @@ EMITTERS: dict[type[I.Instruction], Emitter] = {
     I.Prefetch: emit_grid.prefetch,
     I.GridDependencyWait: emit_grid.grid_dependency_wait,
     I.LaunchDependents: emit_grid.launch_dependents,
+    I.ClusterSum: emit_cluster.cluster_sum,
     I.Full: emit_registers.full,
     I.Arange: emit_registers.arange,
     I.Copy: emit_registers.copy,

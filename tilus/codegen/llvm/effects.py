@@ -104,6 +104,11 @@ def nothing(c: Context, s: InstStmt, out: None, inst: Instruction) -> None:
     """Write nothing: a block is one warp of SIMD lanes in lockstep, and copies are done at once."""
 
 
+def no_cluster(c: Context, s: InstStmt, out: Tensor, inst: Instruction) -> None:
+    """Refuse: blocks run one after another."""
+    raise CodegenError("a CPU has no clusters of blocks", loc=inst.loc)
+
+
 def atomic_add(c: Context, s: InstStmt, out: None, inst: AtomicAdd) -> None:
     """Add element by element."""
     place = global_place(c, inst.view, inst.offset, inst.dims, _unmasked(s))

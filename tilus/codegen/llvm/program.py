@@ -45,6 +45,7 @@ EMITTERS: dict[type[I.Instruction], Emitter] = {
     I.Prefetch: effects.nothing,
     I.GridDependencyWait: effects.nothing,
     I.LaunchDependents: effects.nothing,
+    I.ClusterSum: effects.no_cluster,
     I.Print: effects.print_,
     I.Assert: effects.assert_,
     I.Full: _plain(registers.full),

@@ -1,7 +1,7 @@
 """The instruction set: one dataclass and one table row each."""
 
 from tilus.ir.instructions.base import BY_NAME, INSTRUCTIONS, Instruction, InstructionSpec, result_type
-from tilus.ir.instructions.grid import GridDependencyWait, LaunchDependents, Prefetch
+from tilus.ir.instructions.grid import ClusterSum, GridDependencyWait, LaunchDependents, Prefetch
 from tilus.ir.instructions.memory import (
     AllocShared,
     AtomicAdd,
@@ -45,6 +45,7 @@ __all__ = [
     "Assert",
     "AtomicAdd",
     "Cast",
+    "ClusterSum",
     "CommitGroup",
     "ConvertLayout",
     "Copy",

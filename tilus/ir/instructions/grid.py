@@ -1,7 +1,7 @@
-"""Instructions on what comes before and after a kernel in its stream: the end of one may overlap the start of the next.
+"""Instructions on what lies beyond a block: other blocks of its cluster, and kernels before and after it in its stream.
 
-CUDA's name for it is programmatic dependent launch. A kernel that waits for earlier ones itself may be started before
-they have ended; until then it may do what they do not touch.
+The end of one kernel may overlap the start of the next. CUDA's name for it is programmatic dependent launch. A kernel
+that waits for earlier ones itself may be started before they have ended; until then it may do what they do not touch.
 """
 
 from __future__ import annotations
@@ -10,7 +10,27 @@ from dataclasses import dataclass
 
 from tilus.ir.expr import Expr, Tensor
 from tilus.ir.instructions.base import Instruction, instruction
-from tilus.ir.instructions.memory import check_access, global_type
+from tilus.ir.instructions.memory import check_access, global_type, register_type, require
+from tilus.ir.types import RegisterType
+
+WORD = 32
+
+
+def _cluster_sum(i: ClusterSum) -> RegisterType:
+    x = register_type(i.x)
+    require(x.dtype.nbits == WORD and not x.dtype.is_boolean, f"a cluster adds up elements of 32 bits, not {x.dtype}")
+    return RegisterType(x.dtype, x.shape)
+
+
+@instruction("cluster_sum", "grid", result=_cluster_sum)
+@dataclass(frozen=True, slots=True)
+class ClusterSum(Instruction):
+    """Add up the tiles that the blocks of a cluster have, in the order of their ranks: all get the same sum.
+
+    The first axis of the grid varies fastest in the ranks. All blocks of the cluster come here equally often.
+    """
+
+    x: Tensor
 
 
 def _prefetch(i: Prefetch) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tilus.dtypes import DataType
+from tilus.dtypes import DataType, boolean
 from tilus.errors import VerifyError
 from tilus.ir.expr import Expr, Tensor, Var, dtype_of
 from tilus.ir.instructions.base import Instruction, instruction
@@ -190,6 +190,7 @@ def _copy_async(i: CopyAsync) -> None:
     check_access("the shared tensor", len(dst.shape), i.dst_offset, len(i.shape), i.dst_dims)
     check_access("the view", src.rank, i.src_offset, len(i.shape), i.src_dims)
     require(dst.dtype == src.dtype, f"cannot copy {src.dtype} to a shared tensor of {dst.dtype}")
+    require(i.once is None or dtype_of(i.once) == boolean, "whether a tile is read once is a boolean")
 
 
 @instruction("copy_async", "async", check=_copy_async)
@@ -197,7 +198,8 @@ def _copy_async(i: CopyAsync) -> None:
 class CopyAsync(Instruction):
     """Start copying a tile from a view to a shared tensor; outside the view zeros are written.
 
-    The data is there after `commit_group` and a `wait_group` that covers it, and for other threads after `sync`.
+    The data is there after `commit_group` and a `wait_group` that covers it, and for other threads after `sync`. Where
+    `once` holds nobody is expected to read the tile again, so caches may let go of it first.
     """
 
     dst: Tensor
@@ -207,6 +209,7 @@ class CopyAsync(Instruction):
     shape: tuple[int, ...]
     dst_dims: tuple[int, ...]
     src_dims: tuple[int, ...]
+    once: Expr | None = None
 
 
 def _nothing(i: Instruction) -> None:

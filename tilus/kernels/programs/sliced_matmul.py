@@ -17,6 +17,7 @@ from tilus.lang import (
     alloc_shared,
     block_id,
     cdiv,
+    cluster_sum,
     commit_group,
     copy_async,
     global_view,
@@ -76,10 +77,12 @@ def begin(stages, views, tile_n, col, part, most, PACK, TILES, GROUP, EVEN, PROD
 def fetch(stages, views, tile_n, col, part, t, most, stage, PACK, TILES, GROUP, EVEN, PRODUCERS):
     """Start copying what a part's trip `t` needs into a stage; copies past its end bring zeros."""
     (sw, sx), (gw, gx), BN = stages[:2], views[:2], PACK.tile[0]
-    SLICES, BK, first = sx.shape[1], sx.shape[3], (part * most + t) * sx.shape[1]
+    SLICES, BM, BK = sx.shape[1:]
+    first, once = (part * most + t) * SLICES, gx.shape[-2] <= BM  # who has all of the batch reads weights alone
     for r in static_range(TILES):
         place = weights_at(tile_n + r, part, t, most, SLICES, EVEN)
-        copy_async(sw, gw, src_offset=place, dst_offset=(stage, r * SLICES, 0, 0, 0), shape=(SLICES, *sw.shape[2:]))
+        there, shape = (stage, r * SLICES, 0, 0, 0), (SLICES, *sw.shape[2:])
+        copy_async(sw, gw, src_offset=place, dst_offset=there, shape=shape, once=once)
     if EVEN and PRODUCERS:  # from fewer addresses, if the threads of one warp copy
         copy_async(sx, gx, src_offset=(part, t, 0, col, 0), dst_offset=(stage, 0, 0, 0), shape=sx.shape[1:])
     else:
@@ -169,12 +172,21 @@ def multiply(codes, stages, stage, zero, acc, CT, PARTS, PACK, GROUP, STEP, ZERO
     return acc
 
 
+@inline
+def sums_of_rows(acc, PACK, CLUSTERED):
+    """Return the sums over slices, and over the blocks of a cluster, [rows, BM], each tile's rows in their order."""
+    ROWS, BM = acc.shape[1:]
+    lanes = sum(acc, 0).reshape((ROWS // PACK.tile[0], PACK.interleave, PACK.tile[0] // PACK.interleave, BM))
+    rows = lanes.transpose((0, 2, 1, 3)).reshape((ROWS, BM))
+    return cluster_sum(rows) if CLUSTERED else rows
+
+
 @kernel
 def sliced_matmul(
-    x: ptr[XT], w: ptr[u32], scales: ptr[ST], zero_points: ptr[ZT], bias: ptr[XT], y: ptr[f32 if SPLIT > 1 else YT],
-    m: i32, n: i32, k: i32, groups: i32, tensor_scale: f32, *,
+    x: ptr[XT], w: ptr[u32], scales: ptr[ST], zero_points: ptr[ZT], bias: ptr[XT],
+    y: ptr[f32 if SPLIT > 1 and not CLUSTERED else YT], m: i32, n: i32, k: i32, groups: i32, tensor_scale: f32, *,
     XT: DataType,  # x and bias
-    YT: DataType,  # y where blocks do not share K
+    YT: DataType,  # y, unless it has sums over shares of K
     CT: DataType,  # what is multiplied
     PARTS: int,  # numbers of that type that an activation is the sum of
     ST: DataType,
@@ -184,22 +196,23 @@ def sliced_matmul(
     GROUP: int,  # weights along K that share a scale; 0: all do
     STEP: int,  # weights along K multiplied at once: divides GROUP and the tile
     ZERO: str,  # "none", "half" (2^(bits-1)) or "tensor"
-    SCALED: bool,  # whether there is a tensor scale
-    BIAS: bool,
+    SCALED: bool, BIAS: bool,  # whether there are a tensor scale and a bias
     ACTIVATION: str = "none",
     SLICES: int,  # tiles along K that the warps share in a trip
     STAGES: int,  # trips in shared memory
     TILES: int = 1, WARPS: int = 4,  # tiles along N that the warps share, and these
-    PRODUCERS: int = 0,  # warps more that only copy, 0 or 1: where the target has bulk copies
+    PRODUCERS: int = 0,  # warps more that only copy, 0 or 1
     EVEN: bool,  # whether every trip is a whole one: K is a multiple of SLICES tiles
     SPLIT: int,  # blocks that share K
+    CLUSTERED: int = 0,  # whether they are a cluster, which adds up their sums, 0 or 1
 ):  # fmt: skip
     """Multiply activations [m, k] by a packed weight [n, k]; scales and zero points are [groups, n].
 
-    With SPLIT > 1, y has the shape [SPLIT, m, n]: sums over each block's share of K, for `add_parts`.
+    With SPLIT > 1 blocks share K: a cluster adds up its sums, without one y is [SPLIT, m, n], for `add_parts`.
     """
     (BN, BK), (words, fragment, bits) = PACK.tile, PACK.sliced(SLICES, TILES, WARPS)
-    launch(blocks=(cdiv(m, BM), cdiv(n, TILES * BN), SPLIT), warps=WARPS, producer=PRODUCERS > 0)
+    cluster, alone = (1, 1, SPLIT) if CLUSTERED else (), SPLIT == 1 or CLUSTERED > 0
+    launch(blocks=(cdiv(m, BM), cdiv(n, TILES * BN), SPLIT), warps=WARPS, producer=PRODUCERS > 0, cluster=cluster)
     col, tile_n, part = block_id(0) * BM, block_id(1) * TILES, block_id(2)
     row, (most, count) = tile_n * BN, share_of(part, cdiv(k, SLICES * BK), SPLIT)
     gw, gx = operand_views(w, x, m, n, k, part, most, count, PACK, SLICES, SPLIT, EVEN)
@@ -223,10 +236,9 @@ def sliced_matmul(
         stage += 1
         if stage == STAGES:
             stage = 0
-    lanes = sum(acc, 0).reshape((TILES, PACK.interleave, BN // PACK.interleave, BM))
-    rows = lanes.transpose((0, 2, 1, 3)).reshape((TILES * BN, BM))
-    if SPLIT == 1:
+    rows = sums_of_rows(acc, PACK, CLUSTERED)
+    if alone:
         shared = global_view(scales, shape=(n, groups), strides=(1, n))
         rows = finish(rows, shared, tensor_scale, bias, row, n, GROUP, SCALED, BIAS, ACTIVATION)
-    result = rows.to(f32 if SPLIT > 1 else YT)
-    store_global(global_view(y, shape=(SPLIT, n, m), strides=(m * n, 1, n)), result, offset=(part, row, col))
+    gy = global_view(y, shape=(1 if alone else SPLIT, n, m), strides=(m * n, 1, n))
+    store_global(gy, rows.to(YT if alone else f32), offset=(part, row, col))

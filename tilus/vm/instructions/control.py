@@ -1,4 +1,7 @@
-"""Printing, assertions, and what needs nothing: kernels run one after another. `sync` belongs to shared memory."""
+"""Printing, assertions, sums over clusters, and what needs nothing: kernels run one after another.
+
+`sync` belongs to shared memory.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from tilus.dtypes import DataType
 from tilus.ir.expr import Expr, Tensor, dtype_of
-from tilus.ir.instructions import Assert, GridDependencyWait, Instruction, LaunchDependents, Prefetch, Print
+from tilus.ir.instructions import Assert, ClusterSum, GridDependencyWait, Instruction, LaunchDependents, Prefetch, Print
 from tilus.ir.stmt import InstStmt
 from tilus.vm.fault import Fault
 from tilus.vm.registry import meaning
-from tilus.vm.values import show
+from tilus.vm.values import Array, apply, show
 
 if TYPE_CHECKING:
     from tilus.vm.machine import Block
@@ -37,6 +40,17 @@ def assert_(block: Block, stmt: InstStmt, inst: Assert) -> None:
     """Stop unless the condition holds."""
     if not block.scalar(inst.cond):
         raise Fault(f"assertion failed: {inst.message}")
+
+
+@meaning(ClusterSum)
+def cluster_sum(block: Block, stmt: InstStmt, inst: ClusterSum) -> Array:
+    """Add up the tiles of all blocks of the cluster, by rank."""
+    if block.cluster is None:
+        raise Fault("a block runs without the others of its cluster")
+    total, *others = block.cluster.exchange(block.rank, block.value(inst.x))
+    for tile in others:
+        total = apply("add", _dtype(inst.x), (total, tile))
+    return total
 
 
 @meaning(Prefetch)
