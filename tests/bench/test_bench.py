@@ -103,12 +103,12 @@ def test_the_page_of_targets_says_what_was_counted(monkeypatch) -> None:
     """And what was counted is what tests hold kernels to, and every type is on it or keeps its target."""
     monkeypatch.syspath_prepend(str(ROOT / "bench"))
     bench, counts = importlib.import_module("missed_targets"), importlib.import_module("sass_counts")
-    casts, loops = bench._rows("cast_cost"), bench._rows("sass_counts")
-    assert bench.page(casts, loops) == bench.PAGE.read_text()
+    casts, loops, times = bench._rows("cast_cost"), bench._rows("sass_counts"), bench.predictions()
+    assert bench.page(casts, loops, times) == bench.PAGE.read_text()
     assert "".join(counts._budget(loops)) == counts.BUDGET.read_text()
     assert {row["type"] for row in casts} == {row["type"] for row in loops} == {k.name for k in counts.weight_types()}
     worse = [dict(row, numbers_alu=row["numbers_alu"] + 1) for row in casts]
-    assert bench.page(worse, loops).count("| u5 |") == bench.page(casts, loops).count("| u5 |") + 2
+    assert bench.page(worse, loops, times).count("| u5 |") == bench.page(casts, loops, times).count("| u5 |") + 2
 
 
 def test_a_wrong_peer_is_not_timed(modules) -> None:

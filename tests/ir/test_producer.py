@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from click.testing import CliRunner
 
 import tilus
 from tilus import i32, u32
+from tilus.cli import main
+from tilus.errors import TilusError
 from tilus.ir import instructions as I
 from tilus.ir.expr import Op
 from tilus.ir.producer import consumer_of, find_pipeline, producer_of
@@ -14,6 +17,7 @@ from tilus.ir.stmt import For, InstStmt, inst_stmts
 from tilus.ir.target import MAX_WARPS, TARGETS
 from tilus.lang import (
     alloc_shared,
+    cluster_sum,
     commit_group,
     copy_async,
     global_view,
@@ -46,6 +50,9 @@ def before(stages, total, ODD):
         store_shared(stages, total, offset=(0, 0))
     if ODD == "barrier before":
         sync()
+    if ODD == "cluster before":
+        total = cluster_sum(total)
+    return total
 
 
 @tilus.inline
@@ -72,6 +79,8 @@ def more(stages, rows, other, total, t, ODD):
         sync()
     if ODD == "store":
         store_global(other, total, offset=(0, 0))
+    if ODD == "cluster":
+        total = cluster_sum(total)
     if ODD == "load":
         total += load_global(other, offset=(1, 0), shape=(1, 1024))
     return total
@@ -83,15 +92,19 @@ def add_rows(
     GROUPS: int = 2, ODD: str = "",
 ):  # fmt: skip
     """Add up rows [n, 1024]; ODD says what makes a program other than a plain pipeline."""
-    launch(blocks=1, warps=WARPS, producer=PRODUCER)
+    launch(blocks=2, warps=WARPS, producer=PRODUCER, cluster=(2,) if ODD[:7] == "cluster" else ())
     rows, other = global_view(x, shape=(n, 1024)), global_view(y, shape=(2, 1024))
     stages = alloc_shared(u32, (STAGES, 1024))
     total = zeros((1, 1024), u32)
-    before(stages, total, ODD)
+    total = before(stages, total, ODD)
     for s in static_range(GROUPS):
         fetch(stages, rows, s)
         commit_group()
+    if ODD == "copy of no group":
+        fetch(stages, rows, GROUPS)
     for t in range(first[0] if ODD == "scalar from memory" else 0, n):
+        if ODD == "read before the wait":
+            total += load_shared(stages, offset=(t % STAGES, 0), shape=(1, 1024))
         total = wait(other, total, STAGES - 2, ODD)
         fetch(stages, rows, t + GROUPS)
         commit_group()
@@ -101,6 +114,8 @@ def add_rows(
             break
     if ODD == "wait behind":
         wait_group(0)
+    if ODD == "once":
+        copy_async(stages, rows, src_offset=(0, 0), dst_offset=(0, 0), shape=(1, 1024), once=3)
     if ODD == "copy behind":
         fetch(stages, rows, 0)
     store_global(other, total, offset=(0, 0))
@@ -126,7 +141,8 @@ def test_a_pipeline_is_found(stages):
 
 ODD = [
     "scalar from memory", "store before", "barrier before", "wait behind the barrier", "between", "two groups",
-    "two barriers", "copy behind its group", "store", "break", "wait behind", "copy behind",
+    "two barriers", "copy behind its group", "store", "break", "wait behind", "copy behind", "cluster", "cluster before",
+    "read before the wait", "copy of no group",
 ]  # fmt: skip
 
 
@@ -166,7 +182,7 @@ def test_each_side_has_its_part():
     program = lower(program_of(), HOPPER)
     pipeline = find_pipeline(program, HOPPER)
     consumer, producer = consumer_of(program, pipeline), producer_of(program, pipeline)
-    copying = {I.CopyAsync, I.CommitGroup, I.Sync, I.GlobalView, I.AllocShared}
+    copying = {I.CopyAsync, I.CommitGroup, I.WaitGroup, I.Sync, I.GlobalView, I.AllocShared}
     assert set(kinds(producer)) == copying
     assert I.CopyAsync not in kinds(consumer)
     assert I.Sync not in kinds(consumer)
@@ -200,3 +216,25 @@ def test_copies_that_no_instruction_can_start_stay_with_all_threads():
     unaligned = add_rows.program({}, ODD="")
     assert find_pipeline(unaligned, HOPPER) is not None
     assert not has_bulk_copies(unaligned)
+
+
+def test_the_reason_is_told(tmp_path):
+    """By `tilus compile`: of a kernel whose first copies stand in a loop."""
+    (tmp_path / "kernels.py").write_text(
+        "import tilus\nfrom tests.ir.test_producer import *\n\n\n@tilus.kernel\n"
+        "def looped(x: ptr[u32], y: ptr[u32], n: i32):\n    launch(blocks=1, producer=True)\n"
+        "    rows, stages = global_view(x, shape=(n, 1024)), alloc_shared(u32, (3, 1024))\n"
+        "    for s in tilus.range(2):\n        fetch(stages, rows, s)\n        commit_group()\n"
+        "    for t in tilus.range(n):\n        wait_group(1)\n        sync()\n        fetch(stages, rows, t + 2)\n"
+        "        commit_group()\n"
+    )
+    place = f"{tmp_path / 'kernels.py'}:looped"
+    result = CliRunner().invoke(main, ["compile", place, "--out", str(tmp_path / "out")], catch_exceptions=False)
+    assert "no producer: 2 groups of copies were expected before the loop, none of them in a loop" in result.output
+    result = CliRunner().invoke(main, ["compile", place, "--target", "cpu", "--out", str(tmp_path / "out")])
+    assert "no producer: cpu has no barriers in memory" in result.output
+
+
+def test_once_is_a_boolean():
+    with pytest.raises(TilusError, match="once must be a boolean"):
+        add_rows.program({}, ODD="once")

@@ -99,7 +99,8 @@ def test_the_timer_overrules_the_model_once(compiled) -> None:
     order = [one.configuration for one in ranking.ranked(SHAPE, DEVICES["h100"])]
     clock = Clock({order[2].label: 0.5})
     assert tuning.choose(SHAPE, H100, clock) == order[2] != first
-    assert clock.asked == [c.label for c in order[: tuning.TIMED]]
+    assert clock.asked[: tuning.TIMED] == [c.label for c in order[: tuning.TIMED]]
+    assert {"PRODUCERS 0" in label for label in clock.asked} == {True, False}, "what one saves the model does not know"
     again = Clock()
     assert tuning.choose(SHAPE, H100, again) == tuning.choose(SHAPE, H100) == order[2]
     assert not again.asked, "a measurement is kept"
@@ -190,8 +191,8 @@ def test_the_knob_asks_for_measurements(compiled, gpu, capsys) -> None:
     with knobs.scope(tune=True, print_autotuning=True):
         for _ in range(2):
             dispatch._chosen(SHAPE, H100, clock)
-    assert len(clock.asked) == tuning.TIMED
-    assert capsys.readouterr().out.count(" us") == tuning.TIMED
+    assert len(clock.asked) in (tuning.TIMED, tuning.TIMED + 1)
+    assert capsys.readouterr().out.count(" us") == len(clock.asked)
 
 
 @pytest.mark.gpu

@@ -120,8 +120,12 @@ def test_blocks_that_wait_in_vain_are_told():
 
 
 def test_mistakes():
-    for cluster in ((1, 4), (1, 1, 0), (1, 1, 9)):
-        with pytest.raises(TilusError, match="expected 3 extents, one for each axis of the grid, and 8 blocks at most"):
+    for cluster, message in (
+        ((1, 4), "the grid has 3 axes, the cluster 2"),
+        ((1, 1, 0), "a cluster has 1 to 8 blocks, got"),
+        ((3, 3, 1), r"a cluster has 1 to 8 blocks, got \(3, 3, 1\): 9"),
+    ):
+        with pytest.raises(TilusError, match=message):
             add_parts.program(T=f32, SHAPE=(16, 32), CLUSTER=cluster)
     with pytest.raises(TilusError, match="the kernel's blocks are no clusters"):
         add_parts.program(T=f32, SHAPE=(16, 32), CLUSTER=())

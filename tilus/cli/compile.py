@@ -49,7 +49,19 @@ def compile_command(
     written = _write(compiled, folder)
     show(f"{compiled.program.name} for {target}", [row], as_json)
     if not as_json:
+        if compiled.program.producer and not compiled.ir.producer:
+            click.echo(f"no producer: {_missing(compiled)}")
         click.echo(f"wrote {', '.join(written)} to {folder}")
+
+
+def _missing(compiled: Any) -> str:
+    """Return why a kernel that asks for a producer has none."""
+    from tilus.ir.producer import examine
+
+    found = examine(compiled.program, compiled.target.code)
+    if isinstance(found, str):
+        return found
+    return "one warp cannot start its copies: say what is aligned (--multiple), or copy tiles of 1 KiB or more"
 
 
 def find_kernel(where: str) -> Any:

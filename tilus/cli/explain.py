@@ -23,6 +23,9 @@ _REASONS = {
 }
 
 
+SHOWN = 10  # candidates
+
+
 @main.command()
 @click.argument("weight")
 @click.option("--shape", required=True, metavar="M,N,K", help="Of the product: a batch of M, a weight [N, K].")
@@ -34,8 +37,9 @@ def explain(weight: str, shape: str, name: str | None, group: int, activation: s
     """Say how a product with a quantized weight runs on a GPU, and what bounds it. Needs no GPU.
 
     The candidates are compiled, their machine code is read, and an analytical model predicts their times; the first one
-    is what `tilus.matmul` takes, unless `TILUS_TUNE=1` has found a faster one on the device. Times are microseconds:
-    what each resource takes by itself, and all together. For example:
+    is what `tilus.matmul` takes, unless `TILUS_TUNE=1` has found a faster one on the device. Batches of similar size
+    share a kernel, so the order is that of the largest of them; times are for this one, in microseconds: what each
+    resource takes by itself, and all together. --json lists all. For example:
 
         tilus explain u4 --shape 1,8192,8192 --device h100
     """
@@ -68,7 +72,8 @@ def explain(weight: str, shape: str, name: str | None, group: int, activation: s
         f"taken {found[0].configuration.label}: {best.total:.1f} us predicted, {best.floor / best.total:.0%} of floor"
     )
     click.echo(f"bound {best.bound}: {_REASONS[best.bound]}\n")
-    show("candidates, predicted microseconds", rows, False)
+    title = f"candidates, the first {min(SHOWN, len(rows))} of {len(rows)}, predicted microseconds"
+    show(title, rows[:SHOWN], False)
 
 
 def _this_gpu() -> str | None:

@@ -52,10 +52,17 @@ def choose(problem: Problem, name: str, timer: Timer | None = None) -> Configura
     candidates = candidates or [default_configuration(problem)]
     times: dict[str, float] = {}
     if timer is not None:
-        times = _timed(candidates[:TIMED], timer)
+        times = _timed(_worth_timing(candidates), timer)
         candidates.sort(key=lambda c: times.get(c.label, float("inf")))
     _save(key, problem, name, candidates[0], times)
     return candidates[0]
+
+
+def _worth_timing(candidates: list[Configuration]) -> list[Configuration]:
+    """Return the first candidates, with and without a producer: what one saves the model does not know."""
+    first = candidates[:TIMED]
+    kinds = {c.get("PRODUCERS", 0) for c in first}
+    return [*first, *[c for c in candidates[TIMED:] if c.get("PRODUCERS", 0) not in kinds][:1]]
 
 
 def _timed(candidates: list[Configuration], timer: Timer) -> dict[str, float]:

@@ -12,7 +12,7 @@ from tilus.ir.instructions import Assert, Print
 from tilus.ir.node import rewrite, walk
 from tilus.ir.stmt import Let, Stmt
 from tilus.ir.target import MAX_CLUSTER, MAX_WARPS
-from tilus.lang.arguments import ArgumentError, a_flag, an_int, an_integer, expected, integers
+from tilus.lang.arguments import ArgumentError, a_flag, a_sequence, an_int, an_integer, expected, integers
 from tilus.lang.arithmetic import convert, expression
 from tilus.lang.builder import Builder, Launch
 from tilus.lang.primitives import function
@@ -64,10 +64,14 @@ def launch(b: Builder, blocks: Value, warps: Value = 4, producer: Value = False,
 
 
 def _cluster(cluster: Value, axes: int) -> tuple[int, ...]:
-    extents = tuple(an_int(extent, "cluster") for extent in cluster) if isinstance(cluster, tuple) else None
-    if extents is None or (extents and (len(extents) != axes or min(extents) < 1 or prod(extents) > MAX_CLUSTER)):
-        wanted = f"{axes} extents, one for each axis of the grid, and {MAX_CLUSTER} blocks at most"
-        raise ArgumentError("cluster", f"expected {wanted}, got {cluster}")
+    extents = tuple(an_int(extent, "cluster") for extent in a_sequence(cluster))
+    if extents and len(extents) != axes:
+        raise ArgumentError(
+            "cluster", f"the grid has {axes} axes, the cluster {len(extents)}", "give one extent for each"
+        )
+    if extents and not 1 <= min(extents) <= prod(extents) <= MAX_CLUSTER:
+        most = f"a cluster has 1 to {MAX_CLUSTER} blocks, got {extents}: {prod(extents)}"
+        raise ArgumentError("cluster", most, "the blocks are the product of its extents")
     return extents
 
 

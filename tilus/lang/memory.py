@@ -248,6 +248,8 @@ def copy_async(
         raise ArgumentError("src", f"cannot copy {source.dtype} to a shared tensor of {target.dtype}")
     there = _shared_offset(dst_offset, len(target.shape), "dst_offset")
     here = ranked(src_offset, rank, "src_offset", "the view")
+    if not isinstance(once, bool | Scalar | None):
+        raise expected("once", "a boolean", once)
     known = None if once is None else condition(once, "once")
     hint = Const(known, boolean) if isinstance(known, bool) else known
     b.run(CopyAsync(target.tensor, source.tensor, there, here, extents, into, along, hint, loc=b.loc))

@@ -39,7 +39,7 @@ def check_grid(extents: Sequence[int], name: str, kind: str = "cpu", cluster: Se
     if any(n % size for n, size in zip(extents, cluster, strict=False)):
         raise LaunchError(
             f"kernel {name!r} asks for {tuple(extents)} blocks, no whole number of clusters of {tuple(cluster)}",
-            hint="round the grid up, and let the blocks beyond the end store nothing",
+            hint="round the grid up: blocks beyond the end take part in cluster_sum, and store nothing",
         )
     total = 1
     for n in extents:

@@ -122,11 +122,14 @@ class BulkCopies:
     # --- landing ----------------------------------------------------------------------------------------------------
 
     def land_one(self) -> bool:
-        """Let the newest copy land, since nobody can run."""
+        """Let the newest copy land, since nobody can run: of those that a thread waits for, if there are any."""
+        wanted = [t for t in self.loads if t.barrier is not None and t.barrier.waiters]
+        if not wanted and self.machine.units["copies"].land_one():
+            return True
         if not self.loads:
-            copies = self.machine.units["copies"]
-            return bool(copies.land_one())
-        transfer = self.loads.pop()
+            return False
+        transfer = (wanted or self.loads)[-1]
+        self.loads.remove(transfer)
         self._read(transfer)
         self._write(transfer)
         return True

@@ -80,4 +80,4 @@ def wait_group(ctx: Context, stmt: InstStmt, out: None, inst: I.WaitGroup) -> No
     if ctx.ring is None:
         ctx.do(rows.wait_group(inst.pending))
     else:
-        ring.wait_full(ctx)
+        ring.wait_full(ctx, ctx.ring)

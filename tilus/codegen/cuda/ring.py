@@ -2,7 +2,7 @@
 
 A ring of pairs of mbarriers has one pair for each stage of the pipeline. A stage is *full* when the producer has
 started all copies of a group and their bytes have come; it is *free* when all consumers have left it. At the end of its
-trip each side says so for the stage it is at, and goes on to the next one; before, the consumers wait until theirs is
+trip each side says so for the stage it is at, and goes on to the next one; before, both wait until the consumers' is
 full, and the producer until its is free. Both count the turns of the ring by one bit, the parity for which to wait. A
 fresh barrier counts as having passed a phase of parity 1: in its first turn the producer finds all stages free.
 """
@@ -82,9 +82,16 @@ def begin(ctx: Context, ring: Ring, start: int) -> list[cpp.Stmt]:
     ]
 
 
-def wait_full(ctx: Context) -> None:
-    """Have consumers wait until their stage is full."""
-    _wait(ctx, STAGE, _PARITY)
+def wait_full(ctx: Context, ring: Ring) -> None:
+    """Wait until the stage of this trip is full: for consumers that is theirs, for the producer the next one.
+
+    The producer would fill its stage without that, but what the program copies may go where the trip's group has gone.
+    """
+    if not ctx.is_producer:
+        _wait(ctx, STAGE, _PARITY)
+        return
+    after = ctx.constant("u32", "after", cpp.Conditional(_is_last(ring), _FIRST, STAGE + _BARRIER))
+    _wait(ctx, after, cpp.Conditional(_is_last(ring), _PARITY, _other(_PARITY)))
 
 
 def wait_free(ctx: Context, ring: Ring) -> None:
@@ -115,9 +122,12 @@ def advance(ctx: Context, ring: Ring) -> None:
 
 
 def _step(ctx: Context, ring: Ring) -> None:
-    last = cpp.Binary("==", STAGE, _FIRST + (ring.free - _BARRIER))
     turn = (cpp.Set(STAGE, _FIRST), cpp.Set(_PARITY, _other(_PARITY)))
-    ctx.emit(cpp.If(last, turn, (cpp.Set(STAGE, STAGE + _BARRIER),)))
+    ctx.emit(cpp.If(_is_last(ring), turn, (cpp.Set(STAGE, STAGE + _BARRIER),)))
+
+
+def _is_last(ring: Ring) -> Expr:
+    return cpp.Binary("==", STAGE, _FIRST + (ring.free - _BARRIER))
 
 
 def elected(ctx: Context) -> Expr:
