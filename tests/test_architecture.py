@@ -41,6 +41,7 @@ MAY_IMPORT = {
     "cli": _FACE,
     "demo": _FACE,
     "tilus": _FACE,  # tilus/__init__.py
+    "__main__": {"cli"},
 }
 # Parts of one package that do not import one another.
 APART = [("tilus.codegen.cuda", "tilus.codegen.llvm")]

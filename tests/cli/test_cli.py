@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import textwrap
 
 import pytest
@@ -232,3 +234,12 @@ def test_cache_lists_and_clears(run, tmp_path) -> None:
     assert "removed 1 kernels" in run("cache", "clear")
     assert json.loads(run("cache", "ls", "--json")) == []
     assert not list(knobs.cache_dir.glob("??/*/meta.json"))
+
+
+def test_the_package_is_the_command():
+    shown = subprocess.run([sys.executable, "-m", "tilus", "--help"], capture_output=True, text=True, check=True)
+    assert shown.stdout.startswith("Usage: tilus ")
+    assert "explain" in shown.stdout
+    wrong = subprocess.run([sys.executable, "-m", "tilus", "layouts", "nonsense("], capture_output=True, text=True)
+    assert wrong.returncode != 0
+    assert "Traceback" not in wrong.stderr

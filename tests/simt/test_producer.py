@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import tilus
-from tests.agreement.machines import on_vm
+from tests.agreement.machines import examples, on_vm
 from tests.simt.library import bits, compiled, on_simt
 from tilus import i32, u32
 from tilus.lang import (
@@ -43,9 +45,11 @@ def start(stages, views, t, stage):
 
 
 @tilus.kernel
-def add_tiles(x: ptr[u32], f: ptr[u32], y: ptr[u32], n: i32, *, SLICES: int, STAGES: int, WRITTEN: bool = False):
+def add_tiles(
+    x: ptr[u32], f: ptr[u32], y: ptr[u32], n: i32, *, SLICES: int, STAGES: int, WARPS: int = 4, WRITTEN: bool = False
+):
     """Add up tiles of [SLICES, 128] of each block's rows [n, 128], times factors [n], through stages."""
-    launch(blocks=(2,), warps=4, producer=True)
+    launch(blocks=(2,), warps=WARPS, producer=True)
     views = global_view(x, shape=(2, n, 128)), global_view(f, shape=(2, n))
     stages = alloc_shared(u32, (STAGES, SLICES, 128)), alloc_shared(u32, (STAGES, SLICES))
     if WRITTEN:  # by threads, before copies write the same bytes
@@ -96,15 +100,28 @@ def test_tiles_arrive_whole(slices, stages, n, arch, landing):
     assert ".maxntid 160" in ptx
 
 
+@examples(0.12)
+@given(
+    st.sampled_from([2, 3, 4, 8, 16]), st.integers(2, 6), st.integers(0, 70), st.sampled_from([1, 2, 3, 8]),
+    st.sampled_from(["sm_80", "sm_90a"]), st.sampled_from(["early", "late"]),
+)  # fmt: skip
+def test_random_pipelines(slices, stages, n, warps, arch, landing):
+    program, args = launch_of(slices, stages, n, WARPS=warps)
+    found, report = on_simt(program, args, arch, landing=landing)
+    assert report.ok, str(report)
+    np.testing.assert_array_equal(bits(found), bits(on_vm(program, args)))
+    assert f".maxntid {32 * warps + 32}" in compiled(program, arch).ptx
+
+
 @pytest.mark.parametrize(
-    ("slices", "promises", "options"),
+    ("slices", "promises", "options", "produced"),
     [
-        (1, PROMISES, {}),  # tiles of half a KiB
-        (8, {}, {}),  # addresses that may be anything
-        (8, PROMISES, {"WRITTEN": True}),  # threads write, too
+        (1, PROMISES, {}, True),  # tiles of half a KiB
+        (8, {}, {}, True),  # addresses that may be anything
+        (8, PROMISES, {"WRITTEN": True}, False),  # threads write, too
     ],
 )
-def test_all_threads_copy_where_a_producer_cannot(slices, promises, options):
+def test_what_is_no_bulk_copy(slices, promises, options, produced):
     program, args = launch_of(slices, 3, 41, **options)
     if promises != PROMISES:
         program = add_tiles.program(promises, SLICES=slices, STAGES=3)
@@ -113,8 +130,8 @@ def test_all_threads_copy_where_a_producer_cannot(slices, promises, options):
     np.testing.assert_array_equal(bits(found), bits(on_vm(program, args)))
     ptx = compiled(program, "sm_90a").ptx
     assert "cp.async" in ptx
-    assert "mbarrier" not in ptx
-    assert ".maxntid 128" in ptx
+    assert "cp.async.bulk" not in ptx
+    assert ("mbarrier" in ptx) == produced == (".maxntid 160" in ptx)
 
 
 @tilus.inline

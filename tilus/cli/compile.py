@@ -61,7 +61,7 @@ def _missing(compiled: Any) -> str:
     found = examine(compiled.program, compiled.target.code)
     if isinstance(found, str):
         return found
-    return "one warp cannot start its copies: say what is aligned (--multiple), or copy tiles of 1 KiB or more"
+    return "a copy is not known to be aligned to 4 bytes: say what is (--multiple)"
 
 
 def find_kernel(where: str) -> Any:

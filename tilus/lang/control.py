@@ -34,9 +34,7 @@ def launch(b: Builder, blocks: Value, warps: Value = 4, producer: Value = False,
     producer : compile-time bool
         Have asynchronous copies started by one warp more, which does nothing else, where the kernel is a pipeline:
         groups of copies before one loop, each trip of which is a `wait_group`, a `sync`, and the copies of a later
-        trip as a group. All of them must be `cp.async` or bulk copies, on `sm_90a` one at least a bulk copy: a tile of
-        1 KiB or more that is one aligned piece of memory on both sides. Any other kernel has all threads copy, as
-        without it.
+        trip as a group; and all of them are aligned to 4 bytes. Any other kernel has all threads copy, as without it.
     cluster : tuple of compile-time int
         Extents, one for each axis of the grid, of groups of at most 8 blocks that run at the same time, for
         `cluster_sum`. The grid must be made of whole clusters, the target be of capability 9.0.

@@ -71,15 +71,14 @@ def select(program: Program, target: Target) -> Program:
 
 
 def _with_producer(program: Program, context: _Context) -> _Context:
-    """Let a producer start the copies if it can start all; where there are bulk copies, for one of them at least."""
+    """Let a producer start the copies if it can start all of them."""
     pipeline = find_pipeline(program, context.target)
     if pipeline is None:
         return context
     produced = replace(context, producer=analyze(producer_of(program, pipeline)))
     copies = [stmt.inst for stmt in inst_stmts(program) if isinstance(stmt.inst, CopyAsync)]
     atoms = {_copy_async(inst, None, produced).atom for inst in copies}
-    worthwhile = "cp.async.bulk" in atoms or context.target.capability < BULK_CAPABILITY
-    return produced if worthwhile and "ld.st" not in atoms else context
+    return context if "ld.st" in atoms else produced
 
 
 # --- global memory --------------------------------------------------------------------------------------------------

@@ -17,9 +17,10 @@ from tilus.codegen.cuda.cpp import Expr, Name
 from tilus.codegen.cuda.lanes import LANES
 
 _BARRIER = 8  # bytes of an mbarrier
-# Variables of the kernel: the addresses of the first barrier, and of that which says that this thread's stage is full,
-# and the turn's parity.
-_FIRST, STAGE, _PARITY = (Name(f"ring_{x}") for x in ("first", "stage", "parity"))
+# Variables of the kernel: the address of the first barrier, in bytes from there that of this thread's stage, and the
+# turn's parity.
+_FIRST, _OFFSET, _PARITY = (Name(f"ring_{x}") for x in ("first", "offset", "parity"))
+STAGE = _FIRST + _OFFSET  # the barrier that says that this thread's stage is full
 _THREAD = Name("tid")
 FIRST_THREAD = cpp.Binary("==", _THREAD, cpp.ZERO)
 
@@ -77,7 +78,7 @@ def begin(ctx: Context, ring: Ring, start: int) -> list[cpp.Stmt]:
         cpp.Declare("u32", _FIRST.text, Name("smem") + start, constant=True),
         cpp.If(FIRST_THREAD, tuple(initialise)),
         cpp.Do(cpp.call("__syncthreads")),
-        cpp.Declare("u32", STAGE.text, _FIRST),
+        cpp.Declare("u32", _OFFSET.text, cpp.ZERO),
         cpp.Declare("u32", _PARITY.text, cpp.ZERO),
     ]
 
@@ -122,12 +123,12 @@ def advance(ctx: Context, ring: Ring) -> None:
 
 
 def _step(ctx: Context, ring: Ring) -> None:
-    turn = (cpp.Set(STAGE, _FIRST), cpp.Set(_PARITY, _other(_PARITY)))
-    ctx.emit(cpp.If(_is_last(ring), turn, (cpp.Set(STAGE, STAGE + _BARRIER),)))
+    turn = (cpp.Set(_OFFSET, cpp.ZERO), cpp.Set(_PARITY, _other(_PARITY)))
+    ctx.emit(cpp.If(_is_last(ring), turn, (cpp.Set(_OFFSET, _OFFSET + _BARRIER),)))
 
 
 def _is_last(ring: Ring) -> Expr:
-    return cpp.Binary("==", STAGE, _FIRST + (ring.free - _BARRIER))
+    return cpp.Binary("==", _OFFSET, cpp.Int(ring.free - _BARRIER))
 
 
 def elected(ctx: Context) -> Expr:
