@@ -21,9 +21,7 @@ _REASONS = {
     "shared": "accesses to shared memory; larger tiles for a warp would help",
     "tensor": "the tensor cores, padding of the batch included",
 }
-
-
-SHOWN = 10  # candidates
+_SHOWN = 10  # candidates
 
 
 @main.command()
@@ -72,8 +70,8 @@ def explain(weight: str, shape: str, name: str | None, group: int, activation: s
         f"taken {found[0].configuration.label}: {best.total:.1f} us predicted, {best.floor / best.total:.0%} of floor"
     )
     click.echo(f"bound {best.bound}: {_REASONS[best.bound]}\n")
-    title = f"candidates, the first {min(SHOWN, len(rows))} of {len(rows)}, predicted microseconds"
-    show(title, rows[:SHOWN], False)
+    title = f"candidates, the first {min(_SHOWN, len(rows))} of {len(rows)}, predicted microseconds"
+    show(title, rows[:_SHOWN], False)
 
 
 def _this_gpu() -> str | None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tilus.codegen.cuda.bank_tables import BankTable
     from tilus.codegen.cuda.ring import Ring
 
-SCRATCH_ALIGNMENT = 16
+_ALIGNMENT = 16  # of what the emitters put behind the shared tensors of a program
 # Words of C++ and of CUDA, and names that generated code uses itself.
 _TAKEN = """
     alignas alignof and asm auto bool break case catch char class const constexpr continue decltype default
@@ -36,6 +36,11 @@ _TAKEN = """
 _KEYWORDS = frozenset(re.findall(r"\w+", _TAKEN))
 # What generated functions begin with, and what C++ and its compilers keep for themselves.
 _GENERATED = re.compile(r"(ptx|cast|decode|encode|table|floor|odd|extreme|digit|ring)_|_|.*__")
+
+
+def place_behind(nbytes: int) -> int:
+    """Return the byte of shared memory from which on something may lie behind what takes the first ones."""
+    return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
 
 
 class Names:
@@ -102,7 +107,7 @@ class Context:
         self.dependent = False  # whether the kernel waits for earlier ones itself
         self.bit_layouts: dict[tuple[BitLayout, tuple[int, ...]], int] = {}
         self.digits: dict[tuple[int, int], str] = {}
-        self.scratch_offset = -(-shared_bytes // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT
+        self.scratch_offset = place_behind(shared_bytes)
         self.scratch_bytes = 0
         self._bodies: list[list[Stmt]] = [[]]
 

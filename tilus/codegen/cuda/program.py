@@ -6,7 +6,7 @@ from math import prod
 
 from tilus.codegen.cuda import bank_tables, cpp, ring
 from tilus.codegen.cuda.casts import cast_call
-from tilus.codegen.cuda.context import SCRATCH_ALIGNMENT, Context, register
+from tilus.codegen.cuda.context import Context, place_behind, register
 from tilus.codegen.cuda.cpp import Expr, Name
 from tilus.codegen.cuda.emit_global import selected_of
 from tilus.codegen.cuda.fusion import find_fusions
@@ -89,9 +89,9 @@ def _body(ctx: Context, program: Program) -> None:
 def _source(ctx: Context, program: Program, name: str, params: list[str], body: list[cpp.Stmt]) -> CudaSource:
     """Return the whole text, around the body of the kernel."""
     shared = ctx.scratch_offset + ctx.scratch_bytes if ctx.scratch_bytes else program.shared_bytes or 0
-    tables = -(-shared // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT
+    tables = place_behind(shared)
     shared = tables + bank_tables.nbytes(ctx) if ctx.bank_tables else shared
-    barriers = -(-shared // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT
+    barriers = place_behind(shared)
     shared = barriers + ctx.ring.nbytes if ctx.ring else shared
     if shared > ctx.target.max_shared_bytes:
         raise CodegenError(
