@@ -15,6 +15,10 @@ u(type) * sum |x| |v| scale. In fixed point activations are rounded to integers 
 most 128 is 32767: each is off by half of that group's unit, max |x| / 32767, and a term passes through 6 more roundings,
 of the unit, of its reciprocal and of their products. Rounding the result moves it by at most half a unit in the last place at |y| + E.
 
+Tensor cores are given integers above powers of two (`tilus.casts.forms`), so what is rounded there is larger than |x| |w|.
+Neighbours' offsets all but cancel, and E leaves room for what remains but where K is a few dozen and a result lies
+between two numbers: `tests/kernels/test_accuracy.py` says how much it is. Sums that are exact are so with offsets, too.
+
 An activation f turns an error E of its argument z into at most 1.13 E, for no f' here is greater (gelu's is 1.129), and
 adds its own: exp, erf and a reciprocal root, which counts twice, are off by 2 units in the last place each, other steps
 by half a unit, and f moves with the argument of exp or erf by at most 0.3 |z| times that one's relative error, of no

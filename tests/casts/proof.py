@@ -4,6 +4,7 @@ import numpy as np
 import z3
 
 from tilus.casts import Recipe
+from tilus.casts.unpack import turned_lanes
 from tilus.layouts.bits import WORD
 
 
@@ -20,7 +21,7 @@ def wrong_codes(unpacking, recipe=None):
         results = recipe.evaluate([words[:, w] for w in range(bits.num_words)])
         slot, lane = divmod(element, bits.lanes)
         got = results[slot] >> np.uint32(lane * bits.lane) & np.uint32((1 << bits.lane) - 1)
-        expected = form.patterns(unpacking.positions[slot])
+        expected = form.patterns(unpacking.positions[slot], turned_lanes(bits)[lane])
         count += len(codes)
         wrong += int((got[: len(expected)] != expected).sum())
     return count, wrong
@@ -76,13 +77,13 @@ def proved(unpacking, recipe=None):
             known[step.out] = _lop(step.op)(*(_value(known, x) for x in step.args))
     claims = []
     for slot, result in enumerate(recipe.results):
-        expected = z3.BitVecVal(form.constant * (1 + (1 << bits.lane if bits.lanes > 1 else 0)), WORD)
-        if bits.lanes == 4:
-            expected = z3.BitVecVal(form.constant * 0x01010101, WORD)
+        position, turned = unpacking.positions[slot], turned_lanes(bits)
+        constants = (form.constant(position, turned[lane]) << lane * bits.lane for lane in range(bits.lanes))
+        expected = z3.BitVecVal(sum(constants), WORD)
         for lane in range(bits.lanes):
             for bit in range(bits.nbits):
                 word, place = bits.locate(slot * bits.lanes + lane, bit)
-                to = lane * bits.lane + form.destination(bit, unpacking.positions[slot])
+                to = lane * bits.lane + form.destination(bit, position)
                 one = z3.ZeroExt(WORD - 1, z3.Extract(place, place, words[f"w{word}"]))
                 expected = expected | one << to
         claims.append(known[result] == expected)

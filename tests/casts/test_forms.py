@@ -1,5 +1,7 @@
 """Forms by their definition: the number that a lane holds, times the scale, plus the bias, is the value of the code."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 
@@ -17,12 +19,13 @@ def test_every_code_at_every_position_is_its_value(source, target):
     values = source.decode(np.arange(source.num_codes)).astype(float)
     finite = np.isfinite(values)
     for form in forms(source, target):
-        for p in form.positions:
-            patterns = form.patterns(p)
+        turns = (False, True) if form.name != "exponent" and target.is_float else (False,)
+        for p, turned in product(form.positions, turns):
+            patterns = form.patterns(p, turned)
             assert patterns.max() < 1 << target.nbits
             numbers = target.decode(patterns).astype(float)
             assert np.isfinite(numbers[finite]).all()
-            spelled = numbers * form.scale(p) + form.bias(p)
+            spelled = numbers * form.scale(p) + form.bias(p, turned)
             assert (spelled[finite] == values[finite]).all()
 
 
@@ -31,11 +34,10 @@ def test_parts_add_up(name):
     source, target = dtype(name), dtype("bf16")
     values = source.decode(np.arange(256)).astype(float)
     low, high = parts(source, target)
-    for p in low.positions:
-        for q in high.positions:
-            numbers = [target.decode(form.patterns(at)).astype(float) for form, at in ((low, p), (high, q))]
-            spelled = [x * f.scale(at) + f.bias(at) for x, f, at in zip(numbers, (low, high), (p, q), strict=True)]
-            assert (sum(spelled) == values).all()
+    for p, q, odd in product(low.positions, high.positions, (False, True)):
+        numbers = [target.decode(form.patterns(at, odd)).astype(float) for form, at in ((low, p), (high, q))]
+        spelled = [x * f.scale(at) + f.bias(at, odd) for x, f, at in zip(numbers, (low, high), (p, q), strict=True)]
+        assert (sum(spelled) == values).all()
     assert parts(dtype("u7"), target) is None
     assert parts(dtype("f8e4m3"), target) is None
 

@@ -43,12 +43,13 @@ def test_numbers(name):
     source, target = ROWS[name]
     best = best_unpacking(source, target)
     lanes = 32 // target.nbits
-    tables = np.stack([best.form.patterns(p) for p in best.positions])
+    tables = np.stack([[best.form.patterns(p, odd) for p in best.positions] for odd in (False, True)])
     seen = np.zeros((best.bits.num_slots, lanes, source.num_codes), bool)
     for codes, out in executed(source, target, "sm_80", numbers=True):
         element = np.broadcast_to(np.arange(codes.shape[1]), codes.shape)
         slots = element // (UNITS * lanes)
-        np.testing.assert_array_equal(out, tables[slots, codes].astype(out.dtype))
+        turned = element % 2 * best.bits.mirrored
+        np.testing.assert_array_equal(out, tables[turned, slots, codes].astype(out.dtype))
         seen[slots, element % lanes, codes] = True
     assert seen.all()
 

@@ -23,7 +23,7 @@ def bit_layouts(draw):
         own = [*sorted(rest), top]
         cells.append(own if len(cells) < 26 else sorted(own))  # only letters have capitals
     flipped = draw(st.integers(0, (1 << nbits) - 1))
-    return BitLayout(nbits, lane, pattern_of(cells, words, lane), draw(st.integers(1, 3)), flipped)
+    return BitLayout(nbits, lane, pattern_of(cells, words, lane), draw(st.integers(1, 3)), flipped, draw(st.booleans()))
 
 
 @given(bit_layouts())
@@ -41,7 +41,7 @@ def test_packing_puts_every_bit_where_locate_says(bits, seed):
     for e in range(bits.num_elements):
         for b in range(bits.nbits):
             word, place = bits.locate(e, b)
-            assert ((words[:, word] >> place) & 1 == ((codes[:, e] ^ bits.flipped) >> b) & 1).all()
+            assert ((words[:, word] >> place) & 1 == ((codes[:, e] ^ bits.inverted(e)) >> b) & 1).all()
     assert (bits.unpack(words) == codes).all()
 
 

@@ -8,6 +8,7 @@ import pytest
 from tilus import vm
 from tilus.casts import best_unpacking
 from tilus.dtypes import bf16, dtype, f16, f32
+from tilus.ir.expr import Const
 from tilus.ir.instructions import Cast, Dot, Elementwise, Full, Unpack, View, result_type
 from tilus.ir.parser import parse
 from tilus.ir.printer import to_text
@@ -91,29 +92,40 @@ def found(program, kind):
 
 SUB = '  w: register[{{to}}, ({{rows}}, {{k}})] = elementwise(op="sub", args=(v, {}))\n'
 CASES = {
-    "subnormals in two classes": (Case(), "subnormal", 2, 0),
-    "a constant": (Case(after=SUB.format("8.0_f16")), "subnormal", 3, 1),
-    "signed": (Case("i4"), "subnormal", 3, 1),
-    "a zero point for each row": (Case(after=SUB.format("z")), "subnormal", 3, 1),
-    "both": (Case("i4", after=SUB.format("z")), "subnormal", 3, 1),
-    "bf16: one class, and what it is off by": (Case(to="bf16"), "offset", 2, 1),
-    "bf16, three bits: two classes": (Case("u3", to="bf16", k=256), "offset", None, 2),
-    "a float": (Case("f4e2m1"), "exponent", 1, 0),
-    "a float that loses nothing": (Case("f8e5m2"), "exponent", 1, 0),
-    "one bit": (Case("u1", k=256), "subnormal", None, 0),
-    "seven bits": (Case("i7", k=256), "subnormal", None, 1),
-}  # what is multiplied, by how many products, of which so many with a constant
+    "two positions": (Case(), "offset", [(-512, 527), (-32, 47)]),
+    "a constant": (Case(after=SUB.format("8.0_f16")), "offset", [(-520, 519), (-40, 39)]),
+    "signed": (Case("i4"), "offset", [(-520, 519), (-40, 39)]),
+    "a zero point for each row": (Case(after=SUB.format("z")), "offset", [(-512, 527), (-32, 47)]),
+    "both": (Case("i4", after=SUB.format("z")), "offset", [(-520, 519), (-40, 39)]),
+    "no position is off by more than another": (Case("u8"), "subnormal", []),
+    "only zero points": (Case("u8", after=SUB.format("z")), "subnormal", [(2**-24, 2**-24)]),
+    "bf16": (Case(to="bf16"), "offset", [(-128, 143), (-16, 31)]),
+    "bf16, three bits": (Case("u3", to="bf16", k=256), "offset", [(-(2**e), 2**e + 7) for e in (7, 6, 5, 4, 3)]),
+    "a float": (Case("f4e2m1"), "exponent", []),
+    "a float that loses nothing": (Case("f8e5m2"), "exponent", []),
+    "one bit": (Case("u1", k=256), "offset", [(-(2**e), 2**e + 1) for e in (6, 5, 4, 3, 2, 1)]),
+    "seven bits": (Case("i7", k=256), "offset", [(-64 - 2**e, 2**e + 63) for e in (10, 8, 7)]),
+}  # what is multiplied, and constants of even and odd k whose products are added
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_products_of_numbers(name):
-    case, form, products, ones = CASES[name]
+    case, form, constants = CASES[name]
     program = case.program()
     after = absorb_casts(program, target("sm_80"))
     assert [inst.form for inst in found(after, Unpack)] == [form]
     assert not found(after, View)
-    assert products in (None, len(found(after, Dot)))
-    assert len([inst for inst in found(after, Full) if inst.value.dtype != f32 and inst.shape[-1] > 1]) == ones
+    assert len(found(after, Dot)) == 1 + len(constants)
+    full = [inst.value.value for inst in found(after, Full) if inst.value.dtype != f32 and inst.shape[-1] > 1]
+    ones = full[::2] if "z)" in str(case.after) and form == "offset" else []  # beside constants, for zero points
+    assert set(ones) <= {1.0}
+    assert full[len(ones) and 1 :: 1 + bool(ones)] == [odd for _, odd in constants]
+    wheres = [
+        inst.args[1].value
+        for inst in found(after, Elementwise)
+        if inst.op == "where" and isinstance(inst.args[1], Const)
+    ]
+    assert wheres == [even for even, odd in constants if even != odd]
     assert parse(to_text(after)) == after
     expected = case.run(program)
     assert np.abs(expected).max() > 0
@@ -229,7 +241,7 @@ OF_CODES = """  h: register[u4, ({rows}, 80)] = slice(x=c, offset=(0, 40), shape
 
 
 @pytest.mark.parametrize("part", [OF_WEIGHTS, OF_CODES])
-@pytest.mark.parametrize(("n", "form"), [(8, "subnormal"), (64, "value")])
+@pytest.mark.parametrize(("n", "form"), [(8, "offset"), (64, "value")])
 def test_parts_along_k(part, n, form):
     case = Case(n=n, after=FACTOR.replace("{n}", str(n)) + part, factor="xs")
     program = case.program()
@@ -336,7 +348,7 @@ def test_a_product_that_is_defined_again_keeps_its_scale(cond):
     case = Case(scale=FLAGGED.format(cond=cond, rows=ROWS) + SCALED, result="r")
     program = case.program()
     after = absorb_casts(program, target("sm_80"))
-    assert [inst.form for inst in found(after, Unpack)] == ["subnormal"]
+    assert [inst.form for inst in found(after, Unpack)] == ["offset"]
     np.testing.assert_array_equal(case.run(after), case.run(program))
     np.testing.assert_array_equal(case.run(lower(program, target("sm_80"))), case.run(program))
 
@@ -352,11 +364,11 @@ TWICE = SUB.replace("w: register", "u: register").format("{first}") + (
         ("u4", "bf16", "100.0_bf16", "100.0_bf16", "offset"),
         ("u4", "bf16", "100.0_bf16", "101.0_bf16", "offset"),  # less 128, which the form adds, it is no number of bf16
         ("u4", "bf16", "100.0_bf16", "200.0_bf16", "value"),  # 300 is more than bf16 counts to
-        ("u4", "f16", "1000.0_f16", "1000.0_f16", "subnormal"),
+        ("u4", "f16", "1000.0_f16", "1000.0_f16", "offset"),
         ("u4", "f16", "1000.0_f16", "1500.0_f16", "value"),
         ("u4", "f16", "1000.0_f16", "1055.0_f16", "value"),  # the largest weight would be one that f16 counts to
         ("u4", "f16", "-1000.0_f16", "-1040.0_f16", "value"),  # and here the least
-        ("u4", "f16", "z", "z", "subnormal"),
+        ("u4", "f16", "z", "z", "offset"),
         ("u4", "f16", "1900.0_f16", "z", "value"),  # zero points may be 255
     ],
 )

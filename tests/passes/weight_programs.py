@@ -42,7 +42,22 @@ ROWS, COLUMNS = 16, 8
 TILES = 2  # of words and of zero points in memory: definitions and turns of loops choose among them
 OUTPUTS = 12
 LIMIT = 2.0**12  # sums are clipped to it
-NAMES = ("u1", "u2", "u3", "u4", "i4", "u5", "i7", "u8", "i8", "f4e2m1", "f6e3m2", "t2", "nf4")
+NAMES = (
+    "u1",
+    "u2",
+    "u3",
+    "u4",
+    "i4",
+    "u5",
+    "i7",
+    "u8",
+    "u8",
+    "i8",
+    "f4e2m1",
+    "f6e3m2",
+    "t2",
+    "nf4",
+)  # u8 has a form alone
 ODD = {  # orders that no search found: codes in pieces, in lanes of a byte, of the sign that they have
     "u4": BitLayout(4, 16, "abcdabcdabcdabcd"),
     "u2": BitLayout(2, 8, "ddccbbaa"),

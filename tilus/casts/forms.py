@@ -7,8 +7,11 @@ leaves the scale to its accumulator and the bias to a sum over its other operand
 
 * An integer code in the low mantissa bits is a *subnormal*: u at bit p of an f16 is u * 2^(p-24). The lowest exponent
   bit may be used too, since numbers of exponent 0 and 1 have the same spacing. Tensor cores take subnormals exactly.
-* Under the exponent of 2^M, M being the mantissa's bits, it is 2^M + u * 2^p: the *offset* form. For bf16 it is the
-  only one, because products with its subnormals would be lost in f32 accumulators.
+* Under the exponent of 2^(M-p), M being the mantissa's bits, a code at bit p is 2^(M-p) + u: the *offset* form. What it
+  is off by depends on the position, its unit does not: so one accumulator takes all positions, and no multiplication
+  brings them together. Sums would lose the bits that the offset is longer than a code: so it is kept near, and every
+  other lane is *turned*: offset and code count down there, and the offsets of neighbours all but cancel. For bf16 this
+  is the only form of integers, because products with its subnormals would be lost in f32 accumulators.
 * A code too wide for that is the sum of two *parts*, its lower and its upper bits, each in offset form.
 * The magnitude of an eXmY code, laid so that its exponent ends where the target's does, spells
   value * 2^(bias - target bias), subnormal codes included. Codes for NaN and infinity come out as the finite numbers
@@ -28,6 +31,8 @@ from tilus.errors import LayoutError
 
 # Largest power of two by which products may be off without leaving the range of f32 accumulators.
 _TINY = 64
+# Bits that a number may be longer than its code. Tensor cores keep 24 of a sum.
+_LONGER = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +72,10 @@ class Form:
         one that remains is the sign and lies at the top of the lane.
     positions : tuple of int
         What p may be.
-    constant : int
-        Pattern that a lane holds besides.
-    offset : float
-        Number that the constant adds.
+    raised : bool
+        Whether a lane holds a power of two besides, of which the last place is the lowest bit of the magnitude.
     unit : float
-        Number that the lowest bit of a magnitude at bit 0 stands for.
+        Number that the lowest bit of a magnitude at bit 0 stands for, if not raised.
     start : float
         Value of an all-zero stored code.
     factor : float
@@ -87,8 +90,7 @@ class Form:
     flipped: int
     magnitude: int
     positions: tuple[int, ...]
-    constant: int = 0
-    offset: float = 0.0
+    raised: bool = False
     unit: float = 1.0
     start: float = 0.0
     factor: float = 1.0
@@ -109,20 +111,42 @@ class Form:
         """Return `scale` of ``value = number * scale + bias``."""
         if self.name == "exponent":
             return self.unit / self.factor
-        return 2.0 ** (self.low - position) / self.unit
+        return 1.0 if self.raised else 2.0**-position / self.unit
 
-    def bias(self, position: int) -> float:
-        """Return `bias` of ``value = number * scale + bias``."""
-        return self.start - self.offset * self.scale(position)
+    def bias(self, position: int, turned: bool = False) -> float:
+        """Return `bias` of ``value = number * scale + bias``.
 
-    def patterns(self, position: int) -> np.ndarray:
+        In a turned lane the sign of the target is set and all bits of the code are inverted: the number is as far below
+        its value as others are above, and a few units less.
+        """
+        if turned:
+            return self.start + self.offset(position) + float((1 << self.magnitude) - 1 << self.low)
+        return self.start - self.offset(position)
+
+    def offset(self, position: int) -> float:
+        """Return the number that stands besides the code's in a lane: a power of two, or 0."""
+        return 2.0 ** self._exponent(position) if self.raised else 0.0
+
+    def constant(self, position: int, turned: bool = False) -> int:
+        """Return the pattern of that number, and of the sign in a turned lane."""
+        sign = turned << (self.lane - 1)
+        if not self.raised:
+            return sign
+        assert isinstance(self.target, Float)
+        return sign | (self.target.bias + self._exponent(position)) << self.target.mantissa_bits
+
+    def _exponent(self, position: int) -> int:
+        assert isinstance(self.target, Float)
+        return self.target.mantissa_bits + self.low - position
+
+    def patterns(self, position: int, turned: bool = False) -> np.ndarray:
         """Return the lane that spells each code, by definition: the number as the target encodes it.
 
         Where the code is a NaN or an infinity, its bits are moved like those of any other.
         """
         codes = np.arange(self.source.num_codes)
-        stored = codes ^ self.flipped
-        lanes = np.full(codes.shape, self.constant)
+        stored = codes ^ self.flipped ^ (self.source.num_codes - 1 if turned else 0)
+        lanes = np.full(codes.shape, self.constant(position, turned))
         for bit in range(self.source.nbits):
             to = self.destination(bit, position)
             if to is not None:
@@ -162,21 +186,9 @@ def parts(source: DataType, target: DataType) -> tuple[Form, Form] | None:
     kind = linear(source)
     if kind is None or not isinstance(target, Float) or forms(source, target) or kind.nbits > 2 * target.mantissa_bits:
         return None
-    half, m = kind.nbits // 2, target.mantissa_bits
-    constant, offset = (target.bias + m) << m, 2.0**m
+    half = kind.nbits // 2
     low, high = (
-        Form(
-            name,
-            source,
-            target,
-            kind.flipped,
-            size,
-            tuple(range(m + 1 - size)),
-            constant,
-            offset,
-            start=start,
-            low=first,
-        )
+        Form(name, source, target, kind.flipped, size, _raised(size, target), raised=True, start=start, low=first)
         for name, first, size, start in (
             ("offset_low", 0, half, float(kind.offset)),
             ("offset_high", half, kind.nbits - half, 0.0),
@@ -209,13 +221,14 @@ def _integer_forms(source: DataType, kind: Linear, target: Float) -> tuple[Form,
             Form("subnormal", source, target, kind.flipped, n, positions, unit=least, start=float(kind.offset))
         )
     if n <= mantissa and 2.0**mantissa <= float(target.max_value):
-        constant = (target.bias + mantissa) << mantissa
-        positions = tuple(range(mantissa + 1 - n))
-        form = Form(
-            "offset", source, target, kind.flipped, n, positions, constant, 2.0**mantissa, start=float(kind.offset)
-        )
-        found.append(form)
+        start = float(kind.offset)
+        found.append(Form("offset", source, target, kind.flipped, n, _raised(n, target), raised=True, start=start))
     return tuple(found)
+
+
+def _raised(size: int, target: Float) -> tuple[int, ...]:
+    """Return where `size` bits may lie under a power of two."""
+    return tuple(range(max(target.mantissa_bits - size - _LONGER, 0), target.mantissa_bits + 1 - size))
 
 
 def _float_forms(source: Float, target: Float) -> tuple[Form, ...]:

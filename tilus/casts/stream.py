@@ -19,7 +19,7 @@ def to_stream(bits: BitLayout) -> Recipe:
             word, to = divmod(element * bits.nbits + bit, WORD)
             move = source, to - place
             pieces[word][move] = pieces[word].get(move, 0) | 1 << to
-    flipped = sum(bits.flipped << (element * bits.nbits) for element in range(bits.num_elements))
+    flipped = sum(bits.inverted(element) << (element * bits.nbits) for element in range(bits.num_elements))
     results = []
     for word, moves in enumerate(pieces):
         total: Operand = flipped >> (WORD * word) & 0xFFFFFFFF

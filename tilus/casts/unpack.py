@@ -7,25 +7,32 @@ where in the lane their codes lie so that few are needed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from math import log2
 from typing import TypeAlias
 
 from tilus.casts.forms import Form, forms
 from tilus.casts.recipe import Operand, Recipe, RecipeBuilder
-from tilus.dtypes import DataType
+from tilus.dtypes import DataType, Float
 from tilus.errors import LayoutError
 from tilus.layouts.bits import WORD, BitLayout
 
-Move: TypeAlias = tuple[int, int]  # word of the unit, bits to the left
+Move: TypeAlias = tuple[int, int]  # word of the unit, bits to the left; `_TURN`: bytes change places
 Pieces: TypeAlias = Mapping[Move, int]  # which bits of the lane a shifted word brings
 Option: TypeAlias = Mapping[int, Pieces]  # the pieces of a slot for every position in the lane
 
-# What a position class costs, per slot: an accumulator more for every 64 weights, taken into the sum in four steps.
+# Stands for a shift by half a lane of 16 bits, to the left or the right. One permutation does both.
+_TURN = 128
+_HALF, _SWAPPED = 8, 0x2301
+# What a class of scales costs, per slot: an accumulator more for every 64 weights, taken into the sum in four steps.
 _CLASS = 1 / 8
-# What a constant costs that has to be taken off, per element: a product more for the 8 that a thread has of 16 of k.
-_BIAS = 1 / 8
+# What constants cost that have to be taken off, per element: a product more for the 8 that a thread has of 16 of k,
+# which the 64 rows of a warp share.
+_BIAS = 1 / 32
+# What a bit costs by which numbers are longer than codes: of two ways that take as much, the more exact one is better.
+_LONG = 1 / 1024
 
 
 @dataclass(frozen=True)
@@ -54,8 +61,8 @@ class Unpacking:
 
     @cached_property
     def classes(self) -> int:
-        """Groups of slots that differ in scale or bias."""
-        return len({(self.form.scale(p), self.form.bias(p)) for p in self.positions})
+        """Groups of slots that differ in scale."""
+        return len({self.form.scale(p) for p in self.positions})
 
     @property
     def issue(self) -> float:
@@ -71,8 +78,9 @@ class Unpacking:
     def cost(self) -> float:
         """What the search makes small, per element: both of the above, and what classes and biases cost later."""
         biased = any(self.form.bias(p) for p in self.positions)
+        far = sum(log2(1 + self.form.offset(p)) for p in self.positions)
         later = self.classes * _CLASS * self.bits.num_slots / self.elements + biased * _BIAS
-        return self.issue + self.alu + later
+        return self.issue + self.alu + later + far / len(self.positions) * _LONG
 
 
 @lru_cache(maxsize=4096)
@@ -106,13 +114,20 @@ def unpack(bits: BitLayout, form: Form, positions: tuple[int, ...] | None = None
             raise LayoutError(f"positions {positions} are not {bits.num_slots} of {form.positions}")
         return _write(bits, form, positions, options)
     starts = {shift for slot in options for pieces in slot.values() for _, shift in pieces if shift}
-    found = {_descend(options, start, bits) for start in (0, *sorted(starts))}
+    found = {_descend(options, start, way, bits, form) for start in (0, *sorted(starts)) for way in (1, -1)}
     return min((_write(bits, form, positions, options) for positions in sorted(found)), key=lambda u: u.cost)
 
 
 def fits(bits: BitLayout, form: Form) -> bool:
     """Whether a layout holds codes of a form's type in lanes of its target."""
+    if bits.mirrored and (form.name == "exponent" or not isinstance(form.target, Float)):
+        return False  # lanes without a sign of their own
     return (bits.nbits, bits.lane, bits.flipped) == (form.source.nbits, form.lane, form.flipped)
+
+
+def turned_lanes(bits: BitLayout) -> list[bool]:
+    """Return for each lane of a word whether it is turned."""
+    return [bits.mirrored and lane % 2 == 1 for lane in range(bits.lanes)]
 
 
 def _pieces(bits: BitLayout, form: Form, slot: int, position: int) -> dict[Move, int]:
@@ -120,7 +135,7 @@ def _pieces(bits: BitLayout, form: Form, slot: int, position: int) -> dict[Move,
     for bit, (word, place) in enumerate(bits.cells[slot]):
         to = form.destination(bit, position)
         if to is not None:
-            move = word, to - place
+            move = word, _TURN if form.lane == 16 and abs(to - place) == _HALF else to - place
             pieces[move] = pieces.get(move, 0) | 1 << to
     return pieces
 
@@ -128,7 +143,7 @@ def _pieces(bits: BitLayout, form: Form, slot: int, position: int) -> dict[Move,
 # --- where in the lanes ---------------------------------------------------------------------------------------------
 
 
-def _descend(options: list[Option], start: int, bits: BitLayout) -> tuple[int, ...]:
+def _descend(options: list[Option], start: int, way: int, bits: BitLayout, form: Form) -> tuple[int, ...]:
     """Choose a position for each slot, as if all words shifted by `start` were there; then each again, given the rest.
 
     Parameters
@@ -136,30 +151,35 @@ def _descend(options: list[Option], start: int, bits: BitLayout) -> tuple[int, .
     options : list
         For each slot, its pieces by position.
     start : int
+    way : int
+        1 to begin with the slot that lies lowest, -1 with the highest. What slots are called does not matter.
     bits : BitLayout
+    form : Form
     """
+    order = sorted(range(len(options)), key=lambda slot: bits.cells[slot])[::way]
     free = {(word, start) for word in range(bits.unit_words)} if start else set()
-    positions = [_cheapest(slot, free, set(slot)) for slot in options]
+    positions = [_cheapest(slot, form, free, None) for slot in options]
     for _ in range(2 * len(options)):
         before = tuple(positions)
-        for i, slot in enumerate(options):
+        for i in order:
             others = [(pieces[p], p) for j, (pieces, p) in enumerate(zip(options, positions, strict=True)) if j != i]
             made = {move for pieces, _ in others for move in pieces}
-            positions[i] = _cheapest(slot, made, {p for _, p in others}, len(options) * _CLASS)
+            positions[i] = _cheapest(options[i], form, made, {form.scale(p) for _, p in others}, len(options) * _CLASS)
         if tuple(positions) == before:
             break
     return tuple(positions)
 
 
-def _cheapest(slot: Option, made: set[Move], known: set[int], new_class: float = 0.0) -> int:
-    """Return a slot's position where some shifted words, and some classes, are there already."""
+def _cheapest(slot: Option, form: Form, made: set[Move], known: Container[float] | None, new_class: float = 0.0) -> int:
+    """Return a slot's position where some shifted words, and some classes of scales, are there already."""
 
-    def price(position: int) -> tuple[float, int]:
+    def price(position: int) -> tuple[float, float, int]:
         pieces = slot[position]
-        shifts = [shift for word, shift in pieces if shift and (word, shift) not in made]
+        shifts = [move for move in pieces if move[1] and move not in made]
         # Logical instructions and right shifts count twice: as instructions, and on their pipe.
-        cost = 2 * len(pieces) + sum(1 if shift > 0 else 2 for shift in shifts)
-        return cost + new_class * (position not in known), position
+        cost = 2 * len(pieces) + sum(1 if (_shift(move, pieces[move]) or -1) > 0 else 2 for move in shifts)
+        more = new_class * (known is not None and form.scale(position) not in known)
+        return cost + more, form.offset(position), position
 
     return min(slot, key=price)
 
@@ -170,24 +190,30 @@ def _cheapest(slot: Option, made: set[Move], known: set[int], new_class: float =
 def _write(bits: BitLayout, form: Form, positions: tuple[int, ...], options: list[Option]) -> Unpacking:
     chosen = [slot[p] for slot, p in zip(options, positions, strict=True)]
     builder = RecipeBuilder(bits.unit_words)
-    alone = [_whole_bytes(pieces, form) for pieces in chosen]
+    constants = [_constant(bits, form, position) for position in positions]
+    alone = [_whole_bytes(pieces, form, constant) for pieces, constant in zip(chosen, constants, strict=True)]
     shifted = _shifts(builder, [pieces for pieces, single in zip(chosen, alone, strict=True) if single is None])
     spread = sum(1 << (lane * form.lane) for lane in range(bits.lanes))
     results = []
-    for pieces, single in zip(chosen, alone, strict=True):
+    for constant, pieces, single in zip(constants, chosen, alone, strict=True):
         if single is not None:
             results.append(builder.put("prmt", *single))
             continue
-        out: Operand = form.constant * spread
+        out: Operand = constant
         for move, mask in pieces.items():
-            out = _insert(builder, shifted[move], mask * spread, out, bool(form.constant))
+            out = _insert(builder, shifted[move], mask * spread, out)
         results.append(str(out))
     if form.factor != 1.0:
         results = [_scaled(builder, form, word, spread) for word in results]
     return Unpacking(bits, form, positions, builder.build(results))
 
 
-def _insert(builder: RecipeBuilder, word: str, mask: int, rest: Operand, constant: bool) -> str:
+def _constant(bits: BitLayout, form: Form, position: int) -> int:
+    """Return what a word has besides the codes of a slot."""
+    return sum(form.constant(position, turned) << lane * form.lane for lane, turned in enumerate(turned_lanes(bits)))
+
+
+def _insert(builder: RecipeBuilder, word: str, mask: int, rest: Operand) -> str:
     if rest == 0:
         return word if mask == (1 << WORD) - 1 else builder.put("and", word, mask)
     return builder.put("and_or", word, mask, rest)
@@ -198,41 +224,49 @@ def _scaled(builder: RecipeBuilder, form: Form, word: str, spread: int) -> str:
     return builder.put(f"fma_{form.target}x2", word, code * spread, minus_zero)
 
 
-def _whole_bytes(pieces: Pieces, form: Form) -> tuple[Operand, ...] | None:
-    """Return the operands of a permutation that does all for a slot of one byte at a distance of whole bytes."""
-    if len(pieces) != 1 or form.lane != 16:
+def _whole_bytes(pieces: Pieces, form: Form, constant: int) -> tuple[Operand, ...] | None:
+    """Return the operands of a permutation that does all for a slot of one byte that changes places."""
+    if len(pieces) != 1:
         return None
     [((word, shift), mask)] = pieces.items()
-    if shift == 0 or shift % 8 or mask not in (0xFF, 0xFF00):
+    if shift != _TURN or mask not in (0xFF, 0xFF00):
         return None
-    to = mask == 0xFF00
-    selector = 0
+    to, selector = mask == 0xFF00, 0
     for byte in range(4):
         lane, half = divmod(byte, 2)
-        selector |= (2 * lane + to - shift // 8 if half == to else 4 + byte) << (4 * byte)
-    return f"w{word}", form.constant * 0x10001, selector
+        selector |= (2 * lane + 1 - to if half == to else 4 + byte) << (4 * byte)
+    return f"w{word}", constant, selector
+
+
+def _shift(move: Move, mask: int) -> int | None:
+    """Return the bits to the left by which a piece moves; None for some that go to the left and some to the right."""
+    if move[1] != _TURN:
+        return move[1]
+    return None if mask & 0xFF and mask & 0xFF00 else _HALF if mask & 0xFF00 else -_HALF
 
 
 def _shifts(builder: RecipeBuilder, chosen: Sequence[Pieces]) -> dict[Move, str]:
     """Return the shifted words. The one farthest to the right serves those less far to the right, by a left shift."""
-    lowest: dict[Move, int] = {}
+    masks: dict[Move, int] = {}
     for pieces in chosen:
-        for (word, shift), mask in pieces.items():
-            place = (mask & -mask).bit_length() - 1 - shift
-            lowest[word, shift] = min(place, lowest.get((word, shift), WORD))
+        for move, mask in pieces.items():
+            masks[move] = masks.get(move, 0) | mask
+    shifts = {move: _shift(move, mask) for move, mask in masks.items()}
     names: dict[Move, str] = {}
     farthest: dict[int, int] = {}
-    for word, shift in sorted(lowest):
+    for move in sorted(masks, key=lambda move: (move[0], shifts[move] or 0)):
+        word, shift, mask = move[0], shifts[move], masks[move]
         source = f"w{word}"
-        if shift == 0:
-            names[word, shift] = source
+        if shift is None:
+            names[move] = builder.put("prmt", source, source, _SWAPPED)
+        elif shift == 0:
+            names[move] = source
         elif shift > 0:
-            names[word, shift] = builder.put("shl", source, shift)
-        elif word in farthest and lowest[word, shift] >= -farthest[word]:
-            right = farthest[word]
-            names[word, shift] = builder.put("shl", names[word, right], shift - right)
+            names[move] = builder.put("shl", source, shift)
+        elif word in farthest and (mask & -mask).bit_length() - 1 - shift >= -farthest[word]:
+            names[move] = builder.put("shl", builder.put("shr", source, -farthest[word]), shift - farthest[word])
         else:
-            names[word, shift] = builder.put("shr", source, -shift)
+            names[move] = builder.put("shr", source, -shift)
             farthest.setdefault(word, shift)
     return names
 

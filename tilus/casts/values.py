@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from tilus.casts.forms import Form, forms, parts, rounded_form
 from tilus.casts.recipe import OPS, Recipe, RecipeBuilder
-from tilus.casts.unpack import Unpacking, fits, unpack
+from tilus.casts.unpack import Unpacking, fits, turned_lanes, unpack
 from tilus.dtypes import DataType, Float
 from tilus.layouts.bits import BitLayout
 
@@ -41,11 +41,14 @@ def _values(unpackings: Sequence[Unpacking]) -> Recipe | None:
     target = unpackings[0].form.target
     for slot in range(len(words[0])):
         scaled = [(own[slot], u.form.scale(u.positions[slot])) for own, u in zip(words, unpackings, strict=True)]
-        bias = sum(u.form.bias(u.positions[slot]) for u in unpackings)
-        if [scale for _, scale in scaled] == [1.0] and bias == 0.0:
+        biases = [
+            sum(u.form.bias(u.positions[slot], turned) for u in unpackings)
+            for turned in turned_lanes(unpackings[0].bits)
+        ]
+        if [scale for _, scale in scaled] == [1.0] and not any(biases):
             result = scaled[0][0]
-        elif isinstance(target, Float) and _can_scale(target, (bias, *(scale for _, scale in scaled))):
-            result = _multiply_add(builder, target, scaled, bias)
+        elif isinstance(target, Float) and _can_scale(target, (*biases, *(scale for _, scale in scaled))):
+            result = _multiply_add(builder, target, scaled, biases)
         else:
             return None
         results.append(
@@ -88,9 +91,11 @@ def _with_nan(builder: RecipeBuilder, form: Form, word: str) -> str:
     return builder.put(f"fma_{target}x2", beyond, 0, word)
 
 
-def _multiply_add(builder: RecipeBuilder, target: Float, scaled: Sequence[tuple[str, float]], bias: float) -> str:
+def _multiply_add(
+    builder: RecipeBuilder, target: Float, scaled: Sequence[tuple[str, float]], biases: Sequence[float]
+) -> str:
     # Adding -0 keeps the sign of a zero.
-    total: str | int = int(target.encode(bias if bias else -0.0)) * 0x10001
+    total: str | int = sum(int(target.encode(bias or -0.0)) << lane * target.nbits for lane, bias in enumerate(biases))
     for word, scale in reversed(scaled):
         total = builder.put(f"fma_{target}x2", word, int(target.encode(scale)) * 0x10001, total)
     return str(total)

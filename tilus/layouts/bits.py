@@ -69,6 +69,8 @@ class BitLayout:
         How often the unit is repeated.
     flipped : int
         Bits of a code that are stored inverted. Inverting the sign of a signed integer makes it an unsigned one.
+    mirrored : bool
+        Whether every other lane has all bits of its codes inverted besides: its numbers may then count down.
 
     Raises
     ------
@@ -81,6 +83,7 @@ class BitLayout:
     pattern: str
     units: int = 1
     flipped: int = 0
+    mirrored: bool = False
     cells: tuple[tuple[Cell, ...], ...] = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -118,6 +121,11 @@ class BitLayout:
         """Codes of a thread."""
         return self.num_slots * self.units * self.lanes
 
+    def inverted(self, element: int) -> int:
+        """Return the bits of a local element's code that are stored inverted."""
+        turned = self.mirrored and element % self.lanes % 2 == 1
+        return self.flipped ^ ((1 << self.nbits) - 1 if turned else 0)
+
     def locate(self, element: int, bit: int) -> tuple[int, int]:
         """Return the word, and the position in it, of a bit of a local element."""
         if not (0 <= element < self.num_elements and 0 <= bit < self.nbits):
@@ -148,14 +156,15 @@ class BitLayout:
 
     def repeated(self, units: int) -> BitLayout:
         """Return the layout of the same pattern with another number of units."""
-        return BitLayout(self.nbits, self.lane, self.pattern, units, self.flipped)
+        return BitLayout(self.nbits, self.lane, self.pattern, units, self.flipped, self.mirrored)
 
     # --- codes and words --------------------------------------------------------------------------------------------
 
     def pack(self, codes: np.ndarray) -> np.ndarray:
         """Return the words, uint32 [..., words], of codes [..., elements]."""
         front = codes.shape[:-1]
-        split = codes.reshape(*front, self.num_slots, self.units, self.lanes).astype(np.uint32) ^ self.flipped
+        split = codes.reshape(*front, self.num_slots, self.units, self.lanes).astype(np.uint32)
+        split ^= np.array([self.inverted(lane) for lane in range(self.lanes)], np.uint32)
         words = np.zeros((*front, self.units, self.unit_words), np.uint32)
         for slot in range(self.num_slots):
             for run in self.runs(slot):
@@ -174,14 +183,15 @@ class BitLayout:
                 for lane in range(self.lanes):
                     field_ = split[..., run.word] >> np.uint32(lane * self.lane + run.position)
                     codes[..., slot, :, lane] |= ((field_ & ((1 << run.size) - 1)) << run.bit).astype(np.uint8)
-        found: np.ndarray = codes.reshape(*front, self.num_elements) ^ np.uint8(self.flipped)
-        return found
+        codes ^= np.array([self.inverted(lane) for lane in range(self.lanes)], np.uint8)
+        return codes.reshape(*front, self.num_elements)
 
     # --- text -------------------------------------------------------------------------------------------------------
 
     def __str__(self) -> str:
         flipped = f", flipped={self.flipped:#x}" if self.flipped else ""
-        return f'bits({self.nbits}, {self.lane}, "{self.pattern}", units={self.units}{flipped})'
+        mirrored = ", mirrored" if self.mirrored else ""
+        return f'bits({self.nbits}, {self.lane}, "{self.pattern}", units={self.units}{flipped}{mirrored})'
 
     __repr__ = __str__
 
@@ -257,7 +267,7 @@ def whole_unit(nbits: int, lane: int) -> int:
     return nbits // gcd(nbits, lane)
 
 
-_TEXT = re.compile(r'bits\((\d+), (\d+), "([\w|]+)", units=(\d+)(?:, flipped=(0x[0-9a-f]+|\d+))?\)')
+_TEXT = re.compile(r'bits\((\d+), (\d+), "([\w|]+)", units=(\d+)(?:, flipped=(0x[0-9a-f]+|\d+))?(, mirrored)?\)')
 
 
 def parse_bits(text: str) -> BitLayout:
@@ -267,8 +277,8 @@ def parse_bits(text: str) -> BitLayout:
         raise LayoutError(
             f"expected a bit layout, got {text!r}", hint='for instance bits(4, 16, "ddddccccbbbbaaaa", units=1)'
         )
-    nbits, lane, pattern, units, flipped = found.groups()
-    return BitLayout(int(nbits), int(lane), pattern, int(units), int(flipped or "0", 0))
+    nbits, lane, pattern, units, flipped, mirrored = found.groups()
+    return BitLayout(int(nbits), int(lane), pattern, int(units), int(flipped or "0", 0), mirrored is not None)
 
 
 def bit_table(layout: RegisterLayout, bits: BitLayout) -> Any:

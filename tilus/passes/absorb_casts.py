@@ -5,22 +5,25 @@ both known now and the same for whole ranges of K::
 
     sum_k weight x  =  sum_r scale_r * (sum_k in r  number x)  +  sum_r constant_r * (sum_k in r  x)
 
-so a range is a product of its own, a constant is a product with ones, and scales multiply accumulators. A zero point
-that is the same along K is taken off with the sums of x too. That costs a few instructions per accumulator, and saves
-one per weight: it is done for few accumulators. Other casts become an `unpack` to values.
+so the ranges of a scale are a product, whose scale multiplies accumulators, and constants are a product with rows of
+them. A zero point that is the same along K is taken off with the sums of x too. That costs a few instructions per
+accumulator, and saves one per weight: it is done for few accumulators. Other casts become an `unpack` to values.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import gcd, prod
+from itertools import zip_longest
+from math import gcd, isfinite, prod
 
 from tilus.casts import unpack_values
-from tilus.dtypes import DataType, Float, bf16, f16, f32
+from tilus.dtypes import DataType, Float, bf16, f16, f32, i32
 from tilus.ir.expr import Const, Tensor, Var
 from tilus.ir.instructions import (
+    Arange,
     Cast,
     Copy,
     Dot,
@@ -41,10 +44,11 @@ from tilus.ir.types import RegisterType
 from tilus.passes.dead_code import remove_dead
 from tilus.passes.loop_factors import take_factors_out
 from tilus.passes.tensors import register_operands, register_type
-from tilus.passes.weight_numbers import FRAGMENT_ROWS, Numbers, Range, Term, find_numbers, pays
+from tilus.passes.weight_numbers import FRAGMENT_ROWS, Numbers, Pair, Range, Term, find_numbers, pays
 from tilus.passes.weights import BYTE, Weights, counts_to, find_weights, single_definitions
 
 LEAST_F16 = 2.0**-24
+ONES = (1.0, 1.0)
 _OTHER_HALF = {f16: bf16, bf16: f16}
 
 
@@ -224,29 +228,84 @@ def _product(lines: _Lines, inst: Dot, term: Term, tile: Tensor, origin: int, to
 def _sums(lines: _Lines, inst: Dot, numbers: Numbers, weights: Weights, warps: int) -> Tensor:
     """Return what the products begin with: sums over k times what is the same for all weights of a row.
 
-    A sum is a product with a constant. Its rows are equal: as many are made as warps need that share a matrix, and each
-    warp uses them for all of its rows. The constant is one that leaves nothing to multiply, if its type has it.
+    A sum is a product with rows of constants. The rows of half a fragment are equal, and two kinds are all that is
+    needed: what numbers are off by, which is the same for all rows of weights, and ones, for zero points that are not.
+    As many fragments are made as warps need that share a matrix, and each warp uses its own for all of its rows.
     """
-    if not numbers.constants:
+    constants, columns = numbers.constants, weights.columns
+    if not constants and not columns:
         return lines.zeros(inst.c)
     *batch, rows, n = shape = register_type(inst.c).shape
-    height, scale = gcd(rows, FRAGMENT_ROWS), numbers.terms[0].scale
-    sharing = gcd(rows // height, max(warps // prod(batch), 1))
-    blocks = (*batch, sharing, rows // height // sharing, height)
+    height = gcd(rows, FRAGMENT_ROWS)
+    half, sharing = max(height // 2, 1), gcd(rows // height, max(warps // prod(batch), 1))
+    blocks = (*batch, sharing, rows // sharing // half, half)
+    common = {value for pair in constants for value in pair}
+    alone = bool(columns) and len(common) < 2  # one constant can be taken off zero points
+    taken = [(ONES, ONES, [(0, weights.stop - weights.start)])]
+    if not alone:
+        taken = [(pair, ONES if columns else pair, ranges) for pair, ranges in constants.items()]
+    same, ones = _two_sums(lines, inst, numbers.terms[0].scale, weights, (*batch, sharing, half), taken)
     total = lines.let(Full(Const(-0.0, f32), (*blocks, n)))  # adds nothing
-    for constant, ranges in numbers.constants.items():
-        wanted = (1.0 if weights.columns else constant) / scale
-        factor = wanted if _holds(weights.dtype, wanted) else 1.0
-        sums = lines.let(Full(Const(0.0, f32), (*batch, sharing * height, n)))
-        for start, stop in ranges:
-            factors = lines.let(Full(Const(factor, weights.dtype), (*batch, sharing * height, stop - start)))
-            sums = lines.dot(factors, inst, (start, stop), sums)
-        sums = lines.let(Reshape(lines.times(sums, wanted / factor), (*batch, sharing, 1, height, n)))
-        if weights.columns:
-            column = _less_columns(lines, constant, weights)
-            sums = lines.let(Elementwise("mul", (sums, lines.let(Reshape(column, (*blocks, 1))))))
-        total = lines.let(Elementwise("add", (total, sums)))
+    if columns:
+        less = _less_columns(lines, sum(common, 0.0) if alone else 0.0, weights)
+        ones = lines.let(Elementwise("mul", (ones, lines.let(Reshape(less, (*blocks, 1))))))
+        total = lines.let(Elementwise("add", (total, ones)))
+    if not alone:
+        total = lines.let(Elementwise("add", (total, same)))
     return lines.let(Reshape(total, shape))
+
+
+def _two_sums(
+    lines: _Lines,
+    inst: Dot,
+    scale: float,
+    weights: Weights,
+    rows: tuple[int, ...],
+    taken: list[tuple[Pair, Pair, list[Range]]],
+) -> tuple[Tensor, Tensor]:
+    """Return two sums over k, [*rows[:-1], 1, rows[-1], n]: times two factors where it says, divided by `scale`."""
+    n, kinds = register_type(inst.b).shape[-1], (*rows[:-1], 2, rows[-1])
+    sums = lines.let(Full(Const(0.0, f32), (*rows[:-2], rows[-2] * 2 * rows[-1], n)))
+    for first, second, ranges in taken:
+        parts = (_addends(weights.dtype, x / scale) for x in (*first, *second))
+        for even, odd, *ones in zip_longest(*parts, fillvalue=0.0):
+            for start, stop in ranges:
+                tile = _rows_of(lines, (*kinds, stop - start), weights.dtype, (even, odd), (ones[0], ones[1]))
+                sums = lines.dot(tile, inst, (start, stop), sums)
+    sums = lines.let(Reshape(sums, (*kinds, n)))
+    begin, part = (0,) * len(rows[:-1]), (*rows[:-1], 1, rows[-1], n)
+    return lines.let(Slice(sums, (*begin, 0, 0, 0), part)), lines.let(Slice(sums, (*begin, 1, 0, 0), part))
+
+
+def _rows_of(lines: _Lines, shape: tuple[int, ...], dtype: DataType, first: Pair, second: Pair) -> Tensor:
+    """Return rows [*batch, rows, k] of constants, by kind of a shape [*batch, sharing, kind, rows, k]."""
+    tile = _alternating(lines, shape, dtype, second)
+    if first != second:
+        kind = lines.let(Arange(Const(0, i32), (*shape[:-1], 1), len(shape) - 3))
+        here = lines.let(Elementwise("lt", (kind, Const(1, i32))))
+        tile = lines.let(Elementwise("where", (here, _alternating(lines, shape, dtype, first), tile)))
+    return lines.let(Reshape(tile, (*shape[:-4], prod(shape[-4:-1]), shape[-1])))
+
+
+def _alternating(lines: _Lines, shape: tuple[int, ...], dtype: DataType, pair: Pair) -> Tensor:
+    """Return a tile of one constant for even k and one for odd k."""
+    tile = lines.let(Full(Const(pair[1], dtype), shape))
+    if pair[0] == pair[1]:
+        return tile
+    k = lines.let(Arange(Const(0, i32), (*(1,) * (len(shape) - 1), shape[-1]), len(shape) - 1))
+    even = lines.let(Elementwise("lt", (lines.let(Elementwise("and", (k, Const(1, i32)))), Const(1, i32))))
+    return lines.let(Elementwise("where", (even, Const(pair[0], dtype), tile)))
+
+
+def _addends(dtype: DataType, value: float) -> Iterator[float]:
+    """Yield numbers of a type that add up to a value: one, if it is a number of the type."""
+    while True:
+        head = float(dtype.decode(dtype.encode(value)))
+        assert isfinite(head)
+        yield head
+        value -= head
+        if value == 0:
+            return
 
 
 def _less_columns(lines: _Lines, constant: float, weights: Weights) -> Tensor:
@@ -261,11 +320,6 @@ def _less_columns(lines: _Lines, constant: float, weights: Weights) -> Tensor:
     for zero in others:
         column = lines.let(Elementwise("add", (column, zero)))
     return lines.let(Elementwise("neg", (lines.cast(column, f32),)))
-
-
-def _holds(dtype: DataType, value: float) -> bool:
-    """Whether a type has a number."""
-    return float(dtype.decode(dtype.encode(value))) == value
 
 
 def _part(x: Tensor, dim: int, start: int, stop: int) -> Slice | None:

@@ -21,11 +21,12 @@ FRAGMENT_ROWS = 16  # of a tensor core's left operand
 _MULTIPLY_ADD = 0.5  # instructions per weight that make values of numbers: one for each pair
 
 Range = tuple[int, int]  # [start, stop) of the weights' k
+Pair = tuple[float, float]  # for even k, for odd k
 
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """The numbers of one part at one position of their lanes.
+    """The numbers of one part that have one scale.
 
     Attributes
     ----------
@@ -51,28 +52,36 @@ class Numbers:
     ----------
     terms : list of Term
     constants : dict
-        What is added to weights, and where along k. With columns, which take the same sums, zero is there too.
+        What is added to weights of even k and of odd k, and where along k; empty where nothing is.
     """
 
     terms: list[Term]
-    constants: dict[float, list[Range]]
+    constants: dict[Pair, list[Range]]
 
 
 def find_numbers(weights: Weights) -> Numbers | None:
     """Return weights as numbers, None if there is no way, or if k's are cut in different places in different rows."""
     terms: list[Term] = []
     constant = np.full(weights.stop - weights.start, weights.offset)
+    if constant.size % 2 or weights.start % 2:
+        return None
     for unpacking in _unpackings(weights):
-        at = _positions(weights, unpacking)
-        if at is None:
+        places = _places(weights, unpacking)
+        if places is None:
             return None
-        for position in np.unique(at).tolist():
-            here, form = at == position, unpacking.form
-            constant[here] += form.bias(position)
-            terms.append(Term(form, unpacking.positions, form.scale(position), _runs(here)))
-    found = (constant[start] for term in terms for start, _ in term.ranges)
-    added = [c for c in dict.fromkeys(found) if c or weights.columns]
-    return Numbers(terms, {c: _runs(constant == c) for c in added}) if terms else None
+        form, (at, turned) = unpacking.form, places
+        constant += np.array([form.bias(p, odd) for p, odd in zip(at.tolist(), turned.tolist(), strict=True)])
+        scales = np.array([form.scale(position) for position in at.tolist()])
+        for scale in dict.fromkeys(scales.tolist()):
+            terms.append(Term(form, unpacking.positions, scale, _runs(scales == scale)))
+    pairs = constant.reshape(-1, 2)
+    added = {pair: _runs((pairs == pair).all(1).repeat(2)) for pair in dict.fromkeys(map(_pair, pairs))}
+    return Numbers(terms, added if constant.any() else {}) if terms else None
+
+
+def _pair(values: npt.NDArray[np.float64]) -> Pair:
+    even, odd = values.tolist()
+    return even, odd
 
 
 def _unpackings(weights: Weights) -> list[Unpacking]:
@@ -83,14 +92,18 @@ def _unpackings(weights: Weights) -> list[Unpacking]:
     return [unpack(bits, form) for form in wanted if fits(bits, form)]
 
 
-def _positions(weights: Weights, unpacking: Unpacking) -> npt.NDArray[np.int64] | None:
-    """Return at which position the codes of every k lie; None if that differs between rows."""
+def _places(weights: Weights, unpacking: Unpacking) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]] | None:
+    """Return at which position the codes of every k lie, and if in a turned lane; None if that differs between rows."""
     layout, bits = weights.view.layout, weights.bits
-    k = index_table(layout)[..., -1]
-    here = np.array(unpacking.positions)[np.arange(layout.local_size) // (bits.units * bits.lanes)]
-    at = np.zeros(layout.shape[-1], np.int64)
-    at[k] = here
-    return at[weights.start : weights.stop] if (at[k] == here).all() else None
+    k, number = index_table(layout)[..., -1], np.arange(layout.local_size)
+    here = np.array(unpacking.positions)[number // (bits.units * bits.lanes)]
+    turned = (number % bits.lanes % 2 == 1) & bits.mirrored
+    at, odd = np.zeros(layout.shape[-1], np.int64), np.zeros(layout.shape[-1], bool)
+    at[k], odd[k] = here, turned
+    if (at[k] != here).any() or (odd[k] != turned).any():
+        return None
+    part = slice(weights.start, weights.stop)
+    return at[part], odd[part]
 
 
 def _runs(mask: npt.NDArray[np.bool_]) -> list[Range]:
@@ -105,12 +118,13 @@ def pays(dot: Dot, numbers: Numbers, weights: Weights, warps: int) -> bool:
     Counted for a thread's share of a fragment's rows: 4 accumulators for 8 columns, and 8 weights for 16 of k.
     """
     k, n = register_type(dot.b).shape[-2:]
-    terms, sums = numbers.terms, len(numbers.constants)
+    terms, columns = numbers.terms, bool(weights.columns)
+    sums = columns or bool(numbers.constants)
     if not sums and all(term.scale == 1.0 for term in terms):
         return True  # numbers are values
     count = len({term.form.name for term in terms})
-    scalings = sum(term.scale != terms[0].scale for term in terms) + sums * bool(weights.columns)
+    scalings = sum(term.scale != terms[0].scale for term in terms) + columns
     blocks = register_type(dot.c).numel / n / (FRAGMENT_ROWS * warps)  # of rows in a warp: they share sums
-    products = count - 1 + bool(sums) / max(blocks, 1)
+    products = count - 1 + sums / max(blocks, 1)
     extra = (n / 8) * (4 * scalings + products * k / 16)
-    return extra < _MULTIPLY_ADD * k / 2 * (count + bool(weights.columns))
+    return extra < _MULTIPLY_ADD * k / 2 * (count + columns)

@@ -46,5 +46,5 @@ def test_codes_values_and_numbers(name, to):
     np.testing.assert_array_equal(outputs[1], values)
     slots = np.arange(count) // (bits.units * bits.lanes)
     for form, (_, positions), got in zip(forms, ways[1:], outputs[2:], strict=True):
-        tables = np.stack([form.patterns(p) for p in positions])
-        np.testing.assert_array_equal(got, tables[slots, codes])
+        tables = np.stack([[form.patterns(p, odd) for p in positions] for odd in (False, True)])
+        np.testing.assert_array_equal(got, tables[np.arange(count) % 2 * bits.mirrored, slots, codes])

@@ -132,19 +132,22 @@ def unpack(c: Context, out: Tensor, inst: Unpack) -> None:
         return
     form = form_named(inst.form, inst.source, inst.dtype)
     run = inst.bits.units * inst.bits.lanes
-    patterns = [_pattern(c.b, form, inst.positions[i // run], code) for i, code in enumerate(codes)]
+    patterns = [
+        _pattern(c.b, form, inst.positions[i // run], code, inst.bits.mirrored and i % 2 == 1)
+        for i, code in enumerate(codes)
+    ]
     c.write_words(out, pack(c.b, patterns, inst.dtype))
 
 
-def _pattern(b: Builder, form: Form, position: int, code: Value) -> Value:
+def _pattern(b: Builder, form: Form, position: int, code: Value, turned: bool) -> Value:
     """Return the lane that spells a code."""
     m = form.magnitude
-    stored = b.op("xor", code, form.flipped)
+    stored = b.op("xor", code, form.flipped ^ (form.source.num_codes - 1 if turned else 0))
     field = b.op("and", b.op("lshr", stored, form.low), (1 << m) - 1)
     lane = b.op("shl", field, position)
     if form.name == "exponent":
         lane = b.op("or", lane, b.op("shl", b.op("lshr", stored, m), form.lane - 1))
-    lane = b.op("or", lane, form.constant)
+    lane = b.op("or", lane, form.constant(position, turned))
     if form.factor == 1.0:
         return lane
     assert form.target == bf16, "the upper half of an f32"

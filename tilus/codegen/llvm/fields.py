@@ -50,7 +50,7 @@ def placed(b: Builder, word: Callable[[int], Value], bits: BitLayout, numbers: S
         total = piece if total is None else b.op("or", total, piece)
     assert total is not None
     width = WORD // len(numbers)
-    flipped = sum(bits.flipped << field * width for field in range(len(numbers)))
+    flipped = sum(bits.inverted(number) << field * width for field, number in enumerate(numbers))
     return b.op("xor", total, flipped) if flipped else total
 
 

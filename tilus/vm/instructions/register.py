@@ -86,9 +86,10 @@ def unpack(block: Block, stmt: InstStmt, inst: Unpack) -> Array:
         tile = from_codes(inst.source, _tile_of(inst.layout, codes))
         return cast(tile, inst.source, inst.dtype)
     form = form_named(inst.form, inst.source, inst.dtype)
-    tables = np.stack([form.patterns(position) for position in inst.positions])
-    slots = np.arange(inst.layout.local_size) // (inst.bits.units * inst.bits.lanes)
-    spelled = tables[slots, codes].astype(inst.dtype.code_dtype)
+    tables = np.stack([[form.patterns(p, turned) for p in inst.positions] for turned in (False, True)])
+    slots, lanes = np.divmod(np.arange(inst.layout.local_size), inst.bits.units * inst.bits.lanes)
+    turned = lanes % 2 * inst.bits.mirrored
+    spelled = tables[turned, slots, codes].astype(inst.dtype.code_dtype)
     return from_codes(inst.dtype, _tile_of(inst.layout, spelled))
 
 
