@@ -107,6 +107,8 @@ class Context:
         self.dependent = False  # whether the kernel waits for earlier ones itself
         self.bit_layouts: dict[tuple[BitLayout, tuple[int, ...]], int] = {}
         self.digits: dict[tuple[int, int], str] = {}
+        self.held: dict[Expr, str] = {}  # see `of_thread`
+        self.loops = 0  # around what is being written
         self.scratch_offset = place_behind(shared_bytes)
         self.scratch_bytes = 0
         self._bodies: list[list[Stmt]] = [[]]
@@ -233,12 +235,36 @@ class Context:
             self.digits[key] = self.names.reserve(f"digit_{weight}_{size}")
         return Name(self.digits[key])
 
+    def of_thread(self, value: Expr) -> Expr:
+        """Return a value of the thread's digits that a loop uses, computed once at the head of the kernel.
+
+        ptxas would compute it anew in every trip to save a register. What a shuffle brings, it can only keep: each lane
+        has it from itself.
+        """
+        if not self.loops or isinstance(value, cpp.Int):
+            return value
+        if value not in self.held:
+            self.held[value] = self.names.fresh("own")
+        return Name(self.held[value])
+
+    @contextmanager
+    def loop(self) -> Iterator[None]:
+        """Say that what is emitted inside is in a loop."""
+        self.loops += 1
+        try:
+            yield
+        finally:
+            self.loops -= 1
+
     def head(self) -> list[Stmt]:
-        """Return the declarations of the digits in use."""
+        """Return the declarations of the digits in use, and of what is made of them."""
         statements: list[Stmt] = []
         for (weight, size), name in sorted(self.digits.items()):
             value = Name("tid") // weight
             value = value if weight * size >= self.block_threads else value % size
+            statements.append(cpp.Declare("u32", name, value, constant=True))
+        for own, name in self.held.items():
+            value = cpp.call("__shfl_sync", cpp.bits(0xFFFFFFFF), own, Name("tid"))
             statements.append(cpp.Declare("u32", name, value, constant=True))
         return statements
 

@@ -199,7 +199,8 @@ class _Writer:
             case For():
                 self._for(stmt, place)
             case While(cond=cond, body=body):
-                ctx.emit(cpp.While(scalar(ctx, cond), self._collect(body, place, 0)))
+                with ctx.loop():
+                    ctx.emit(cpp.While(scalar(ctx, cond), self._collect(body, place, 0)))
             case Break():
                 ctx.emit(cpp.Jump("break"))
             case Continue():
@@ -236,7 +237,8 @@ class _Writer:
         with ctx.block():
             if not isinstance(stmt.stop, Const) and not (isinstance(stmt.stop, Var) and stmt.stop not in self.assigned):
                 stop = ctx.constant(kind, f"{name}_stop", cpp.convert(kind, stop))
-            body = self._collect(stmt.body, place, 0)
+            with ctx.loop():
+                body = self._collect(stmt.body, place, 0)
             ctx.emit(cpp.For(kind, name, start, stop, stmt.step, body, stmt.unroll))
 
 

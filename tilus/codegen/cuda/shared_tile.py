@@ -2,7 +2,8 @@
 
 Where the bits of the thread's part and of the constant part are disjoint, the swizzle, which is linear over XOR, acts
 on each alone: the thread's part is swizzled once at run time, and each element's address is one XOR with a constant
-and an immediate offset. Multiples of the swizzle's period stay outside of it.
+and an immediate offset. Multiples of the swizzle's period stay outside of it. What is the thread's alone is computed
+before all loops.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class SharedTile:
         self._swizzled_parts: dict[int, Expr] = {}
         if any(part is None for part in parts):
             self._linear = False
-            self._base = base
+            self._base, self._own = base, cpp.as_expr(0)
             return
         self._linear = True
         self._prepare(base, [p for part in parts if part is not None for p in part])
@@ -100,14 +101,18 @@ class SharedTile:
         period = swizzle.period if swizzle is not None else 1
         outside = [p for p in pieces if p.stride % period == 0]
         within = [p for p in pieces if p.stride % period]
-        far = cpp.total([p.value * (p.stride * self.nbytes) for p in outside])
-        self._base = ctx.constant("u32", "base", base + far)
-        self._near = ctx.constant("u32", "near", cpp.total([p.value * p.stride for p in within]))
+        shared = cpp.total([p.value * (p.stride * self.nbytes) for p in outside if not p.size])
+        self._own = cpp.total([p.value * (p.stride * self.nbytes) for p in outside if p.size])
         self._mask = _bits_of(within)
         self._period = period
-        if self._mask is not None and swizzle is not None:
-            near = cpp.binary("*", _swizzled(self._near, self.layout), self.nbytes)
-            self._near_bytes = ctx.constant("u32", "near", near if self._near != cpp.ZERO else cpp.ZERO)
+        if swizzle is None or self._mask is None:
+            self._base = ctx.constant("u32", "base", base + shared + ctx.of_thread(self._own))
+            self._own = cpp.ZERO
+            self._near = ctx.constant("u32", "near", cpp.total([p.value * p.stride for p in within]))
+            return
+        self._base = ctx.constant("u32", "base", base + shared)
+        self._near = cpp.total([p.value * p.stride for p in within])
+        self._near_bytes = cpp.binary("*", _swizzled(self._near, self.layout), self.nbytes)
 
     def address(self, index: Index) -> Expr:
         """Return the shared address, in bytes, of the element whose index in the thread's part is `index`."""
@@ -122,11 +127,12 @@ class SharedTile:
         low = constant % self._period
         high = (constant - low) * self.nbytes
         if self._mask is None or low & self._mask:
-            return (self._base + _swizzled(self._near + low, self.layout) * self.nbytes) + high
+            return (self._base + self._own + _swizzled(self._near + low, self.layout) * self.nbytes) + high
         if low not in self._swizzled_parts:
             moved = self.layout.swizzle(low) * self.nbytes
             near = self._near_bytes ^ moved if self._near_bytes != cpp.ZERO else cpp.Int(moved)
-            self._swizzled_parts[low] = self.ctx.constant("u32", "at", self._base + near)
+            own = self.ctx.of_thread(cpp.add(self._own, near))
+            self._swizzled_parts[low] = self.ctx.constant("u32", "at", self._base + own)
         return self._swizzled_parts[low] + high
 
     def _from_coordinates(self, index: Sequence[int]) -> Expr:
