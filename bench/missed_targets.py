@@ -46,8 +46,6 @@ SHARES = {
 }
 
 CAST_REASONS = {
-    "one bit": "One bit takes .53 with its codes at eleven positions of a lane. A product has an accumulator for each "
-    "position, and those would cost the loop more than they save: the search takes five positions.",
     "range": "f16 has not the range of these floats, so no move of bits spells their values. They are made in bf16 and "
     "rounded: a mask and a conversion for two elements come to what bf16 takes. Multiplications by (0, factor) would "
     "take the mask's place on the other pipe, but ptxas makes constants of unequal halves anew for each use: 1.75 to "
@@ -59,13 +57,6 @@ CAST_REASONS = {
     "parts, each with masks, shifts and a multiply-add.",
 }
 LOOP_REASONS = {
-    "zero points": "Unpacking takes half a logical operation and up to an eighth of a shift for each weight. Tensor "
-    "cores make the sums of activations that zero points need, a quarter as many products again; sums of numbers at "
-    "several positions of their lanes are brought together by multiplications. Signed integers, which have no zero "
-    "points here, show what is left without: i4 {i4}, i2 {i2}. What the loop takes for scales and sums does not shrink "
-    "with the bits, so one and two bits gain nothing.",
-    "seven bits": "Two codes of 7 bits leave 2 bits of a half's 16: every eighth code is put together from pieces, and "
-    "the pieces' shifts, left ones on the multiply-add pipe, are counted too.",
     "floats": "A float is two pieces, its sign and its magnitude, which lie as far apart as in f16 only if the layout "
     "leaves room between them: two logical operations and a shift for most elements, where integers have one.",
     "range": "f16 has not the range: products are bf16's, and each f16 activation is a sum of two, so there are twice "
@@ -127,16 +118,14 @@ def _cast_lines(rows: Sequence[Row]) -> Iterator[str]:
             numbers = " | ".join(f"{x:.2f}" for x in (target, *found))
             yield f"| {name} | {to} | {numbers} | {cast_reason(kind)} |"
     yield ""
-    yield from _reasons(CAST_REASONS)
+    yield from (f"* **{name}**: {text}" for name, text in CAST_REASONS.items())
 
 
 def cast_reason(kind: DataType) -> str:
     """Return the name of the reason why a cast takes more."""
     if kind.name == "t1.6":
         return "digits"
-    if isinstance(kind, Float):
-        return "range"
-    return "one bit" if kind.nbits == 1 else "two parts"
+    return "range" if isinstance(kind, Float) else "two parts"
 
 
 # --- loops ----------------------------------------------------------------------------------------------------------
@@ -158,8 +147,7 @@ def _loop_lines(rows: Sequence[Row]) -> Iterator[str]:
             place = "row" if group == -1 else group
             yield f"| {name} | {place} | {' | '.join(numbers)} | {loop_reason(dtype(name))} |"
     yield ""
-    signed = {row["type"]: f"{row['instructions_per_weight']:.2f}" for row in usual if row["target"] == "sm_90a"}
-    yield from _reasons({name: text.format(**signed) for name, text in LOOP_REASONS.items()})
+    yield from (f"* **{name}**: {text}" for name, text in LOOP_REASONS.items())
 
 
 def _wide_lines(rows: Sequence[Row]) -> Iterator[str]:
@@ -168,8 +156,10 @@ def _wide_lines(rows: Sequence[Row]) -> Iterator[str]:
     yield "\n## The same loop for batches up to 16: within 15 % of the target for 8\n"
     yield from (
         "A tensor-core instruction takes 8 columns, so there are twice as many, an eighth of one for each weight,",
-        "and as many scales, zero points and positions to multiply sums by, for twice the accumulators: with groups",
-        "of 128 a fifth to a half of an instruction for each weight. Unpacking alone is shared.\n",
+        "and as many scales and zero points to multiply sums by, for twice the accumulators: with groups of 128 a",
+        "quarter of an instruction for each weight. Unpacking alone is shared. Of u1 and u2 no part could be left out:",
+        "u2 takes .50 for masks, .06 for shifts, .28 on tensor cores, .25 for scales and zero points, .08 to convert",
+        "those, .06 for memory, and .08 for the loop and constants. Others have registers for fewer rows in a warp.\n",
     )
     yield "| type | may take | sm_80 | sm_90a |\n|---|---|---|---|"
     for name in dict.fromkeys(row["type"] for row in usual):
@@ -204,15 +194,9 @@ def _shares(row: Row) -> list[float]:
 
 def loop_reason(kind: DataType) -> str:
     """Return the name of the reason why a loop takes more."""
-    if kind.is_integer:
-        return "seven bits" if kind.nbits == 7 else "zero points"
     if isinstance(kind, Float):
         return "range" if compute_dtype(kind, f16) != f16 else "floats"
     return "digits" if kind.name == "t1.6" else "table"
-
-
-def _reasons(reasons: Mapping[str, str]) -> Iterator[str]:
-    yield from (f"* **{name}**: {text}" for name, text in reasons.items())
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def humming(weight: str, m: int, device: str) -> float:
     shape = problem(weight, m, group=-1)
     tile_n, tile_k = shape.form.pack.tile
     slices = max(128 * 128 // (tile_n * tile_k), 1)
-    configuration = default_configuration(shape).replace(BM=16, SLICES=slices, STAGES=4)
+    configuration = default_configuration(shape).replace(BM=16, TILES=1, WARPS=4, SLICES=slices, STAGES=4, SPLIT=1)
     weights = 256
     facts = CodeFacts(
         weights=weights, instructions=round(HUMMING[weight] * weights), alu=0, half=0, produced=0, wavefronts=0,
@@ -106,9 +106,8 @@ def test_the_bound_is_what_the_kernel_has_too_much_of(changed: dict[str, int], b
 
 def test_few_bytes_in_flight_make_latency_the_bound() -> None:
     shape = problem("i4", 1)
-    found = {
-        stages: predict(shape, default_configuration(shape).replace(STAGES=stages), SLIM, H100) for stages in (2, 4)
-    }
+    first = default_configuration(shape).replace(TILES=1, SLICES=4, WARPS=4, SPLIT=1)
+    found = {stages: predict(shape, first.replace(STAGES=stages), SLIM, H100) for stages in (2, 4)}
     assert found[2].flight == 16
     assert found[2].bound == "latency"
     # 128 blocks, each 258 KiB of weights and scales, 16 KiB in 800 ns
@@ -125,7 +124,7 @@ def test_small_products_are_bound_by_what_is_fixed() -> None:
 
 
 def test_a_block_too_many_takes_a_wave() -> None:
-    one, two = (problem("i4", 1, 64 * blocks, 8192) for blocks in (264, 265))
+    one, two = (problem("i4", 1, 128 * blocks, 8192) for blocks in (264, 265))
     facts = replace(SLIM, cycles=(20_000, 20_000))  # latency alone
     first, second = (predict(shape, default_configuration(shape), facts, H100) for shape in (one, two))
     assert (first.waves, first.blocks) == (1, 264)
@@ -148,17 +147,18 @@ def test_facts_are_read_from_machine_code_once(monkeypatch) -> None:
     shape = problem("u4", 1, group=128)
     configuration = default_configuration(shape)
     facts = code_facts(configuration, shape.form, "sm_90a")
-    # A tile of 64 x 128 weights, 4 slices of it, 128 threads; 8 rows of the batch for each of its 16 x 16 fragments.
-    assert facts.weights == 64 * 128 * 4 // 128
-    assert facts.flops == facts.weights * 32 * 2 * 8
+    # Two tiles of 64 x 128 weights, 2 slices of them, 64 threads; 8 rows of the batch for each of its 16 x 16 fragments,
+    # and for one more of constants beside 8.
+    assert facts.weights == 128 * 128 * 2 // 64
+    assert facts.flops == facts.weights * 32 * 2 * 8 * 9 // 8
     assert facts.spills == 0
     early, late = facts.cycles
     assert facts.instructions < early <= late < 16 * facts.instructions
     assert facts.trip_cycles(500) == early
     assert facts.trip_cycles(1000) == pytest.approx((early + late) / 2)
-    # A trip writes 4 KiB of weights and 2 KiB of activations for each slice, and reads them once; and 16 bytes of scales
-    # for each lane of a warp, which all slices share: four warps read what the producer wrote once.
-    assert facts.wavefronts == (2 * (4 + 2) * 1024 + (1 + 1 / 4) * 16 * 32) / 128
+    # A trip writes 8 KiB of weights and 2 KiB of activations for each slice, and reads them once; and 32 bytes of scales
+    # for each lane of a warp: four lanes read what the producer wrote once.
+    assert facts.wavefronts == (2 * (8 + 2) * 1024 + (1 + 1 / 4) * 32 * 32) / 128
     code_facts.cache_clear()
     monkeypatch.setattr("tilus.kernels.facts._read", None)
     assert code_facts(configuration, shape.form, "sm_90a") == facts
@@ -175,7 +175,7 @@ def test_devices_are_found_by_the_drivers_name() -> None:
 
 def test_batches_are_bucketed() -> None:
     form = problem("i4", 1).form
-    assert [bucket(m, form, f16) for m in (1, 8, 9, 33, 65, 128, 129, 5000)] == [8, 8, 16, 64, 128, 128, 256, 4096]
+    assert [bucket(m, form, f16) for m in (1, 8, 9, 33, 65, 128, 129, 5000)] == [1, 8, 16, 64, 128, 128, 256, 4096]
 
 
 def test_configurations_differ_and_fit() -> None:

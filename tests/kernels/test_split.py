@@ -26,9 +26,9 @@ from tilus.runtime.weights import quantize
 # (weight, zero points, group, activation, N, K, blocks that share K, target): whole trips and ragged ones, tiles with and
 # without all their groups, zero points, codebooks, trits, scales of rows, groups wider than a tile.
 CASES = [
-    ("u4", True, 128, "f16", 70, 2048, 2, "sm_90a"),
+    ("u4", True, 128, "f16", 70, 2048, 4, "sm_90a"),
     ("u4", True, 32, "bf16", 33, 656, 3, "sm_80"),
-    ("i3", True, -1, "f16", 33, 3100, 2, "sm_90a"),
+    ("i3", True, -1, "f16", 33, 3100, 3, "sm_90a"),
     ("t1.6", False, 64, "f16", 70, 660, 2, "sm_90a"),
     ("nvfp4", False, 16, "bf16", 33, 1040, 3, "sm_80"),
     *(
@@ -123,9 +123,9 @@ def test_the_rule_fills_a_device_and_leaves_every_block_trips() -> None:
 def test_candidates_share_k_as_the_rule_allows() -> None:
     problem = named_problem("u4", dtype("f16"), 128, (8, 4096, 4096))
     default = default_configuration(problem)
-    assert default["SPLIT"] == 3
+    assert default["SPLIT"] == 6
     assert default["EVEN"]
-    assert {c["SPLIT"] for c in splits(problem, default, "sm_80")} == {1, 2, 3, 4}
+    assert {c["SPLIT"] for c in splits(problem, default, "sm_80")} == {1, 2, 3, 4, 6, 8}
     assert {c["SPLIT"] for c in configurations(problem, "sm_90a")} >= {1, 2, 3, 4, 8, 16}
     ragged = named_problem("u4", dtype("f16"), 128, (8, 4096, 3584 + 128))
     assert {c["SLICES"]: c["EVEN"] for c in configurations(ragged, "sm_90a")} == {1: True, 2: False, 4: False, 8: False}

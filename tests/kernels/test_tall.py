@@ -133,10 +133,21 @@ def test_layouts_have_every_code_where_the_pack_put_it(name: str, slices: int, t
     np.testing.assert_array_equal(held, codes[at.reshape(-1)[row], batch * columns + column])
 
 
+def test_warps_hold_two_tiles_where_registers_do() -> None:
+    def held(m: int, weight: str = "u4") -> set[int]:
+        found = configurations(named_problem(weight, f16, 128, (m, 4096, 4096)), "sm_90a")
+        return {64 * c["TILES"] * c["SLICES"] // c["WARPS"] for c in found if c["BM"] == m}
+
+    assert held(8) == {128, 64, 32}
+    assert held(16) == {128, 64, 32}
+    assert held(16, "u6") == held(8, "u3") == {64, 32, 16}
+    assert 64 not in held(32)
+
+
 def test_candidates_take_tall_blocks_where_batches_are_large() -> None:
     def shapes(m: int, weight: str = "u4") -> set[tuple[int, int, int]]:
         found = configurations(named_problem(weight, f16, 128, (m, 4096, 4096)), "sm_90a")
-        return {(c["BM"], c["TILES"], c["WARPS"]) for c in found if c["TILES"] > 1}
+        return {(c["BM"], c["TILES"], c["WARPS"]) for c in found if c["TILES"] > 1 and c["SLICES"] == 1}
 
     assert shapes(16) == set()
     assert shapes(64) == {(bm, *tall) for bm in (32, 64) for tall in TALL}

@@ -63,7 +63,7 @@ def files() -> list:
 def test_few_are_compiled_and_the_default_is_one(compiled) -> None:
     found = ranking.ranked(SHAPE, DEVICES["h100"])
     assert len(compiled) <= ranking.SCOUTS + ranking.COMPILED + 1
-    assert default_configuration(SHAPE) in compiled
+    assert default_configuration(SHAPE).alone in compiled
     assert {c["PRODUCERS"] for c in compiled} == {0, 1}
     assert len(compiled) > ranking.SCOUTS, "the best of all kinds are compiled, too"
     weighed = [one.prediction.total + ranking.FRICTION * sum(one.prediction.parts.values()) for one in found]
@@ -73,11 +73,11 @@ def test_few_are_compiled_and_the_default_is_one(compiled) -> None:
 def test_what_spills_is_the_last_resort(monkeypatch) -> None:
     def spilling(configuration: Configuration, form: object, target: str) -> CodeFacts:
         return CodeFacts(
-            256, 300, 100, 0, 0, 40, 131072, (900, 900), 0, 128, 255, 8 * (configuration["SLICES"] > 1), 81920, 2
+            256, 300, 100, 0, 0, 40, 131072, (900, 900), 0, 128, 255, 8 * (configuration["TILES"] > 1), 81920, 2
         )
 
     monkeypatch.setattr(ranking, "code_facts", spilling)
-    assert {one.configuration["SLICES"] for one in ranking.ranked(SHAPE, DEVICES["h100"])} == {1}
+    assert {one.configuration["TILES"] for one in ranking.ranked(SHAPE, DEVICES["h100"])} == {1}
 
 
 def test_without_a_timer_the_model_decides_and_the_choice_is_kept(compiled) -> None:
@@ -173,7 +173,7 @@ def gpu(monkeypatch) -> list[tuple[Problem, Configuration]]:
 
 def test_a_product_runs_as_chosen_and_m_is_dynamic(compiled, gpu) -> None:
     w = weight("i4", False, 128, 64, 256)
-    for m in (1, 3, 8, 7):
+    for m in (2, 3, 8, 7):
         x = activations("f16", m, 256)
         y = tilus.matmul(x, w)
         exact = x.astype(np.float64) @ w.dequantize().astype(np.float64).T

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from tilus.kernels.configure_gpu import (
     fair_split,
     gpu_batch_tiles,
     parts_of,
+    regular,
+    rows_of_warp,
     table_bytes,
     tile_bytes,
 )
@@ -38,6 +41,7 @@ LARGE_BATCH = 32  # batch tile from which on blocks would read the activations t
 # Tiles along N and warps that share them: 32 rows for each, whose sums fill its registers; 16 where more do than fit.
 TALL = ((2, 4), (4, 8), (2, 8))
 TALL_STEP = 16  # columns
+MOST_WARPS = 8
 BLOCK_MARGIN = 18 * 1024  # bytes of shared memory that sums may take besides the stages
 
 
@@ -121,10 +125,12 @@ class Configuration:
 
 @lru_cache(maxsize=4096)
 def bucket(m: int, form: WeightFormat, activation: DataType) -> int:
-    """Return the batch that stands for a batch of `m`: the batch tile, a power of two beyond the largest tile.
+    """Return the batch that stands for a batch of `m`: 1, the batch tile, a power of two beyond the largest tile.
 
     Kernels take any M; only the choice among them goes by the bucket.
     """
+    if m == 1:
+        return 1
     tiles = gpu_batch_tiles(form.dtype, activation)
     return next((size for size in tiles if m <= size), min(1 << (m - 1).bit_length(), LARGEST_BUCKET))
 
@@ -190,10 +196,10 @@ def _batch_tiles(problem: Problem, largest: int) -> list[int]:
 
 
 def _variants(problem: Problem, bm: int, target: str) -> Iterator[Configuration]:
-    first = default_configuration(problem, bm, target)
-    most, pack = first.get("SLICES", 1), problem.form.pack
+    first = default_configuration(problem, bm, target).alone
+    pack = problem.form.pack
     room = find_target(target).max_shared_bytes - BLOCK_MARGIN - table_bytes(pack)
-    for shares in _shares(first, pack.tile[1], problem.k, most):
+    for shares in _shares(problem, first):
         shared = first.replace(**shares)
         for stages in range(2, min(room // stage_size(problem, shared), DEEPEST) + 1):
             for alone in _produced(shared.replace(STAGES=stages)):
@@ -207,20 +213,28 @@ def _produced(configuration: Configuration) -> Iterator[Configuration]:
         yield configuration.replace(PRODUCERS=0)
 
 
-def _shares(first: Configuration, width: int, k: int, most: int) -> Iterator[dict[str, Any]]:
-    """Yield what the warps of a block may share: tiles along K, or, of a large batch, tiles along N."""
+def _shares(problem: Problem, first: Configuration) -> Iterator[dict[str, Any]]:
+    """Yield what the warps of a block may share: tiles along K, and tiles along N where a warp holds more than one.
+
+    A warp with fewer rows than its registers hold leaves room for more warps, of which the others hide the latency.
+    """
     if "SLICES" not in dict(first.constants):
         yield {}
         return
-    for slices in (s for s in (1, 2, 4) if most % s == 0):  # more than the default would need whole groups
-        yield {"SLICES": slices, "EVEN": divides(slices * width, k)}
-    if most == first["WARPS"]:  # twice the warps: a warp's own chain through a trip is what bounds small types
-        yield {"SLICES": 2 * most, "WARPS": 2 * most, "EVEN": divides(2 * most * width, k)}
-    if first["BM"] >= LARGE_BATCH and first["CT"] != f32:
+    (rows, width), bm = problem.form.pack.tile, first["BM"]
+    yield {}
+    if regular(problem.form, problem.k) and first["CT"] != f32:
+        most, least = rows_of_warp(problem.form, problem.activation, bm), rows // problem.form.pack.warps
+        for own, slices in product((most >> i for i in range(3)), (1, 2, 4, 8)):
+            tiles, warps = max(own // rows, 1), slices * max(rows // own, 1)
+            if own >= least and 2 <= warps <= MOST_WARPS:
+                even = divides(slices * width, problem.k)
+                yield {"SLICES": slices, "TILES": tiles, "WARPS": warps, "EVEN": even}
+    if bm >= LARGE_BATCH and first["CT"] != f32:
         # Activations come in small steps; numbers of a float are scaled after each step, so those come all at once.
         step = first["STEP"] if first["PACK"].dtype.is_float else min(first["STEP"], TALL_STEP)
         for tiles, warps in TALL:
-            yield {"SLICES": 1, "TILES": tiles, "WARPS": warps, "EVEN": divides(width, k), "STEP": step}
+            yield {"SLICES": 1, "TILES": tiles, "WARPS": warps, "EVEN": divides(width, problem.k), "STEP": step}
 
 
 def stage_size(problem: Problem, configuration: Configuration) -> int:

@@ -6,6 +6,7 @@ from functools import cache
 from math import gcd, prod
 from typing import Any
 
+from tilus.casts import forms
 from tilus.dtypes import DataType, dtype
 from tilus.kernels.configure_operands import operand_constants
 from tilus.runtime.weights.packing import WARPS, PackLayout, native_pack
@@ -17,7 +18,8 @@ BATCH_TILES = (8, 16, 32, 64)
 TILE_WIDTH = 128  # columns of most types' packed tiles; some have twice as many
 SINGLE_STEP = 64
 LARGEST_PRODUCED = 16  # batch tile whose activations one warp copies in less time than the others multiply
-FEW_ACTIVATIONS = 16 * TILE_WIDTH  # up to so many in a tile a warp has tiles of its own; more fill its registers
+# Rows of weights, columns and batch that a warp takes at a time: sums, activations and codes fill its registers.
+WARP_ROOM = 128 * TILE_WIDTH * 8
 MOST_BYTES = 84 * 1024  # of the 99 KiB of an sm_86 or sm_89 block; sums take 4 besides, conversions up to 18
 WANTED_BYTES = 77 * 1024  # so that two blocks, and one more on an H100, fit an SM with their sums
 
@@ -61,23 +63,27 @@ def sliced_constants(
     """Return the compile-time constants of `sliced_matmul`; see `matmul_program`."""
     compute = compute_dtype(form.dtype, activation)
     group, width = max(form.group_size, 0), form.pack.tile[1]
-    # Tables of groups are read for several tiles at once if every tile has equally many.
-    regular = not group or group == width or (divides(width, k) and width % group == 0)
-    slices = _slices(form, activation, scale, compute, bm) if regular else 1
+    tiles, slices, warps = _shares(form, activation, scale, bm) if regular(form, k) else (1, 1, form.pack.warps)
     return operand_constants(form, activation, scale, bm, bias) | {
         "CT": compute,
         "PARTS": activation_parts(activation, compute),
         "STEP": gcd(group, _step(activation, width)),
         "SLICES": slices,
-        "TILES": 1,
-        "WARPS": form.pack.warps,
+        "TILES": tiles,
+        "WARPS": warps,
         # Beside a producer ptxas computes the address of every look-up in a table anew.
         "PRODUCERS": int(bm <= LARGEST_PRODUCED and not form.dtype.is_codebook),
-        "STAGES": _stages(form.pack, slices * tile_bytes(form, activation, scale, bm)),
+        "STAGES": _stages(form.pack, slices * tile_bytes(form, activation, scale, bm, tiles)),
         "EVEN": divides(slices * width, k),
         "SPLIT": split,
         "CLUSTERED": 0,
     }
+
+
+def regular(form: WeightFormat, k: int | None) -> bool:
+    """Whether every tile has equally many groups: then a table is read for several tiles at once."""
+    group, width = form.group_size, form.pack.tile[1]
+    return group <= 0 or group == width or (divides(width, k) and width % group == 0)
 
 
 def divides(columns: int, k: int | None) -> bool:
@@ -103,18 +109,54 @@ def _step(activation: DataType, width: int) -> int:
     return SINGLE_STEP if width <= TILE_WIDTH else SINGLE_STEP // 4
 
 
-def _slices(form: WeightFormat, activation: DataType, scale: DataType, compute: DataType, bm: int) -> int:
-    """Return how many tiles along K the warps share: the more, the more accumulators and activations a warp holds."""
-    pack, width = form.pack, form.pack.tile[1]
+def _shares(form: WeightFormat, activation: DataType, scale: DataType, bm: int) -> tuple[int, int, int]:
+    """Return how many tiles along N and along K a block takes in a trip, and its warps."""
+    pack, rows = form.pack, form.pack.tile[0]
+    own = rows_of_warp(form, activation, bm)
+    tiles, sharing = max(own // rows, 1), max(rows // own, 1)
+    one, table = tile_bytes(form, activation, scale, bm, tiles), table_bytes(pack)
+    slices = max(WARPS // sharing, 1)
+    while slices > 2 and 3 * slices * one > WANTED_BYTES and not table:
+        slices //= 2
+    if slices > 1 and 2 * slices * one > MOST_BYTES - table:
+        slices = 1
+    return tiles, slices, slices * sharing
+
+
+def rows_of_warp(form: WeightFormat, activation: DataType, bm: int) -> int:
+    """Return how many rows a warp multiplies: the more, the less each costs of what does not depend on rows.
+
+    That are activations, sums of them, and the loop itself.
+    """
+    pack, compute, group = form.pack, compute_dtype(form.dtype, activation), form.group_size
+    rows, width = pack.tile
+    least = rows // pack.warps
     if compute == F32:
-        return 1  # multiply-adds take registers enough
-    held = bm * width * activation_parts(activation, compute)
-    if form.zero_point == "tensor" and 0 < form.group_size <= width // 4:
+        return least  # multiply-adds take registers enough
+    parts = activation_parts(activation, compute)
+    held = bm * width * parts
+    if form.zero_point == "tensor" and 0 < group <= TILE_WIDTH // 4:
         held *= 2  # many zero points
-    wanted = WARPS * FEW_ACTIVATIONS // max(held, FEW_ACTIVATIONS)
-    while wanted > 1 and 2 * wanted * tile_bytes(form, activation, scale, bm) > MOST_BYTES - table_bytes(pack):
-        wanted //= 2
-    return max(wanted, 1)
+    elif pack.bits is None or not forms(form.dtype, compute):
+        held *= 2  # addresses in a table, or codes in two parts
+    elif parts == 1 and bm <= LARGEST_PRODUCED and not 0 < group < TILE_WIDTH and _unpacks_in_few(pack, bm):
+        held //= 2
+    return min(max(power_of_two(WARP_ROOM // held), least), 2 * rows)
+
+
+def _unpacks_in_few(pack: PackLayout, bm: int) -> bool:
+    """Whether unpacking takes few registers: of integers in words of their own one word follows the other.
+
+    Floats are unpacked in more steps; theirs are few beside what a larger batch takes.
+    """
+    if pack.dtype.is_float:
+        return bm > BATCH_TILES[0] and (pack.dtype.nbits <= 4 or pack.tile[1] > TILE_WIDTH)
+    return pack.bits is not None and pack.bits.unit_words == 1
+
+
+def power_of_two(most: int) -> int:
+    """Return the largest power of two up to a number, 0 below 1."""
+    return 1 << most.bit_length() >> 1
 
 
 def table_bytes(pack: PackLayout) -> int:

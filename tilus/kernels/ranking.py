@@ -1,7 +1,8 @@
 """Candidates in the order in which the model expects them: machine code is looked at for few of them.
 
-Kinds of candidates differ in their code. Of each promising kind one is compiled, a *scout*; what its code says goes for
-all of its kind, which differ in stages and in how many blocks share K. The best of all are then compiled themselves.
+Kinds of candidates differ in a warp's code. Of each promising kind one is compiled, a *scout*; what its code says goes
+for all of its kind, which differ in stages, in warps and in how many blocks share K. The best of all are then compiled
+themselves.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from tilus.kernels.candidates import (
     splits,
     stage_size,
 )
+from tilus.kernels.cost import block_threads
 from tilus.kernels.devices import Device
 from tilus.kernels.facts import CodeFacts, code_facts
 from tilus.kernels.model import Prediction, predict
 from tilus.runtime.resources import blocks_held
+from tilus.runtime.weights.packing import WARP
 
-KIND = ("BM", "SLICES", "TILES", "WARPS", "PRODUCERS")  # what tells kinds of candidates apart
 SCOUTS = 8  # kinds that are looked at
 COMPILED = 4  # candidates that are compiled besides
 FRICTION = 0.02  # of what overlaps, a part does not: of candidates alike the one that is less busy comes first
@@ -80,18 +82,26 @@ def _ranked(problem: Problem, device: Device, candidates: Iterable[Configuration
 
 def _guessed(problem: Problem, device: Device, alone: Configuration, scout: Ranked) -> list[Ranked]:
     """Predict a candidate with all `splits` from the facts of its scout: fewer or more blocks find room."""
-    more = alone["STAGES"] - scout.configuration["STAGES"]
-    shared = scout.facts.shared_bytes + more * stage_size(problem, alone)
+    staged = _staged(problem, alone)
+    shared = max(scout.facts.shared_bytes + staged - _staged(problem, scout.configuration), staged)
+    threads = block_threads(problem.form, dict(alone.constants)) + WARP * alone.get("PRODUCERS", 0)
     capability = find_target(device.target).capability
-    held = min(blocks_held(capability, scout.facts.registers, scout.facts.block_threads, shared).values())
+    held = min(blocks_held(capability, scout.facts.registers, threads, shared).values())
     if not held:
         return []
-    facts = replace(scout.facts, shared_bytes=shared, blocks_per_sm=held)
+    facts = replace(scout.facts, shared_bytes=shared, block_threads=threads, blocks_per_sm=held)
     return [Ranked(c, facts, predict(problem, c, facts, device)) for c in splits(problem, alone, device.target)]
 
 
-def _kind(configuration: Configuration) -> tuple[int, ...]:
-    return tuple(configuration.get(name, 1) for name in KIND)
+def _staged(problem: Problem, configuration: Configuration) -> int:
+    stages: int = configuration["STAGES"]
+    return stages * stage_size(problem, configuration)
+
+
+def _kind(configuration: Configuration) -> tuple[float, ...]:
+    """Return what a warp's code depends on: its share of the tiles, besides what is the same for all warps."""
+    tiles = configuration.get("TILES", 1) * configuration.get("SLICES", 1) / configuration.get("WARPS", 1)
+    return tiles, *(configuration.get(name, 1) for name in ("BM", "PRODUCERS", "STEP"))
 
 
 def _kinds(problem: Problem, device: Device) -> list[tuple[Configuration, list[Configuration]]]:
@@ -99,7 +109,7 @@ def _kinds(problem: Problem, device: Device) -> list[tuple[Configuration, list[C
 
     None of them shares K between blocks.
     """
-    kinds: dict[tuple[int, ...], list[tuple[float, int, Configuration]]] = {}
+    kinds: dict[tuple[float, ...], list[tuple[float, int, Configuration]]] = {}
     for c in configurations(problem, device.target):
         time = predict(problem, c, None, device).total
         kinds.setdefault(_kind(c), []).append((time, c["STAGES"], c.alone))

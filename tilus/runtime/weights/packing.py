@@ -109,7 +109,8 @@ class PackLayout:
         Parameters
         ----------
         slices, tiles, warps : int
-            A tile has `warps / (slices * tiles)` warps, no more than it was packed for.
+            A tile has `warps / (slices * tiles)` warps, no more than it was packed for; or a warp has so many tiles
+            along N.
 
         Returns
         -------
@@ -119,17 +120,20 @@ class PackLayout:
         bits : BitLayout or None
             Of a thread's words.
         """
-        count = tiles * slices
-        side, lanes = warps // count, local(1, self.vectors, 1, 1) * spatial(1, 1, WARP, 1)
+        own = max(tiles * slices // warps, 1)  # tiles of a warp
+        assert tiles % own == 0, "a warp's tiles are neighbours along N"
+        assert warps * own % (tiles * slices) == 0, "no warp is left over"
+        count, side = tiles * slices // own, max(warps // (tiles * slices), 1)
         held = self.warps // side  # a warp has its own rows, and others'
-        words = spatial(count, 1, side, 1) * local(1, 1, held, 1) * lanes * local(1, 1, 1, self.vector)
+        lanes = local(1, self.vectors, 1, 1) * spatial(1, 1, WARP, 1) * local(1, 1, 1, self.vector)
+        words = local(own, 1, 1, 1) * spatial(count, 1, side, 1) * local(1, 1, held, 1) * lanes
         steps = self.tile[1] // FRAGMENT.shape[1]
         slots = 1 if self.bits is None else self.bits.num_slots
-        fragments = local(1, 1, slots) * local(1, held, 1) * local(1, 1, steps // slots) * FRAGMENT.unsqueeze(0)
-        fragment = spatial(count, side, 1) * fragments
+        shares = local(own, 1, 1) * spatial(count, side, 1) * local(1, held, 1)
+        fragment = local(1, 1, slots) * shares * local(1, 1, steps // slots) * FRAGMENT.unsqueeze(0)
         rows, columns = fragment.shape[1:]
         fragment = fragment.reshape(tiles, slices, rows, columns).permute(1, 0, 2, 3)
-        bits = None if self.bits is None else self.bits.repeated(self.bits.units * held)
+        bits = None if self.bits is None else self.bits.repeated(self.bits.units * held * own)
         return words, fragment.reshape(slices, tiles * rows, columns), bits
 
     def __str__(self) -> str:
