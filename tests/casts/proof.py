@@ -4,7 +4,6 @@ import numpy as np
 import z3
 
 from tilus.casts import Recipe
-from tilus.casts.unpack import turned_lanes
 from tilus.layouts.bits import WORD
 
 
@@ -21,7 +20,7 @@ def wrong_codes(unpacking, recipe=None):
         results = recipe.evaluate([words[:, w] for w in range(bits.num_words)])
         slot, lane = divmod(element, bits.lanes)
         got = results[slot] >> np.uint32(lane * bits.lane) & np.uint32((1 << bits.lane) - 1)
-        expected = form.patterns(unpacking.positions[slot], turned_lanes(bits)[lane])
+        expected = form.patterns(unpacking.positions[slot], bits.turned(lane))
         count += len(codes)
         wrong += int((got[: len(expected)] != expected).sum())
     return count, wrong
@@ -77,8 +76,8 @@ def proved(unpacking, recipe=None):
             known[step.out] = _lop(step.op)(*(_value(known, x) for x in step.args))
     claims = []
     for slot, result in enumerate(recipe.results):
-        position, turned = unpacking.positions[slot], turned_lanes(bits)
-        constants = (form.constant(position, turned[lane]) << lane * bits.lane for lane in range(bits.lanes))
+        position = unpacking.positions[slot]
+        constants = (form.constant(position, bits.turned(lane)) << lane * bits.lane for lane in range(bits.lanes))
         expected = z3.BitVecVal(sum(constants), WORD)
         for lane in range(bits.lanes):
             for bit in range(bits.nbits):

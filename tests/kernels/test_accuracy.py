@@ -15,7 +15,6 @@ import pytest
 import tilus
 from tests.tolerance import UNIT, check, exact
 from tilus.casts import Form, best_unpacking
-from tilus.casts.unpack import turned_lanes
 from tilus.dtypes import dtype
 from tilus.runtime.weights.weight import QuantizedWeight
 
@@ -90,7 +89,7 @@ def lost_by_cutting(name: str, one_sign: bool, extra: int, mirrored: bool) -> fl
     """Return by what sums of groups of 128 are off, relative to their norm, with numbers in turned lanes or not."""
     best, rng = best_unpacking(dtype(name), dtype("f16")), np.random.default_rng(7)
     assert best is not None
-    turned = [lane and mirrored for lane in turned_lanes(best.bits)]
+    turned = [mirrored and best.bits.turned(lane) for lane in range(best.bits.lanes)]
     bias = np.array([[best.form.bias(p, lane) for lane in turned] for p in best.positions])
     bias = np.tile(bias.repeat(128 // len(bias) // 2 or 1, 0).reshape(-1)[:128], 16)
     x = rng.normal(size=(16, 128)).astype(np.float16).astype(float).reshape(-1)

@@ -57,7 +57,7 @@ NAMES = (
     "f6e3m2",
     "t2",
     "nf4",
-)  # u8 has a form alone
+)  # u8 alone is subnormal in f16
 ODD = {  # orders that no search found: codes in pieces, in lanes of a byte, of the sign that they have
     "u4": BitLayout(4, 16, "abcdabcdabcdabcd"),
     "u2": BitLayout(2, 8, "ddccbbaa"),

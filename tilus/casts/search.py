@@ -8,6 +8,7 @@ A float's magnitude and sign may lie as far apart as in the target, so that one 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from random import Random
 
 from tilus.casts.forms import Form, forms
@@ -16,7 +17,7 @@ from tilus.dtypes import DataType
 from tilus.layouts.bits import BitLayout, Cell, pattern_of, whole_unit
 
 SEED = 2
-HALF = 16  # lanes whose sums are long enough to be worth turning every other one
+HALF = 16  # width of lanes of which every other one is turned: numbers of halves are what tensor cores add up
 
 Slot = tuple[int, ...]  # positions in a lane of a code's bits
 Arrangement = tuple[Slot, ...]  # the whole codes of a word
@@ -38,13 +39,11 @@ def search(source: DataType, target: DataType, trials: int = 800) -> Unpacking |
 
 
 def _in_order(unpacking: Unpacking) -> Unpacking:
-    """Name the slots so that those of one position are neighbours: a part of the elements then has fewer classes."""
+    """Name the slots so that those of one position are neighbours: a part of K then has fewer constants."""
     bits, positions = unpacking.bits, unpacking.positions
     order = sorted(range(bits.num_slots), key=lambda slot: positions[slot])
     pattern = pattern_of([list(bits.cells[slot]) for slot in order], bits.unit_words, bits.lane)
-    renamed = unpack(
-        BitLayout(bits.nbits, bits.lane, pattern, flipped=bits.flipped, mirrored=bits.mirrored), unpacking.form
-    )
+    renamed = unpack(replace(bits, pattern=pattern), unpacking.form)
     return renamed if renamed.cost <= unpacking.cost else unpacking
 
 

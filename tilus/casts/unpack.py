@@ -125,11 +125,6 @@ def fits(bits: BitLayout, form: Form) -> bool:
     return (bits.nbits, bits.lane, bits.flipped) == (form.source.nbits, form.lane, form.flipped)
 
 
-def turned_lanes(bits: BitLayout) -> list[bool]:
-    """Return for each lane of a word whether it is turned."""
-    return [bits.mirrored and lane % 2 == 1 for lane in range(bits.lanes)]
-
-
 def _pieces(bits: BitLayout, form: Form, slot: int, position: int) -> dict[Move, int]:
     pieces: dict[Move, int] = {}
     for bit, (word, place) in enumerate(bits.cells[slot]):
@@ -210,7 +205,7 @@ def _write(bits: BitLayout, form: Form, positions: tuple[int, ...], options: lis
 
 def _constant(bits: BitLayout, form: Form, position: int) -> int:
     """Return what a word has besides the codes of a slot."""
-    return sum(form.constant(position, turned) << lane * form.lane for lane, turned in enumerate(turned_lanes(bits)))
+    return sum(form.constant(position, bits.turned(lane)) << lane * form.lane for lane in range(bits.lanes))
 
 
 def _insert(builder: RecipeBuilder, word: str, mask: int, rest: Operand) -> str:

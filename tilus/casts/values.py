@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from tilus.casts.forms import Form, forms, parts, rounded_form
 from tilus.casts.recipe import OPS, Recipe, RecipeBuilder
-from tilus.casts.unpack import Unpacking, fits, turned_lanes, unpack
+from tilus.casts.unpack import Unpacking, fits, unpack
 from tilus.dtypes import DataType, Float
 from tilus.layouts.bits import BitLayout
 
@@ -42,8 +42,8 @@ def _values(unpackings: Sequence[Unpacking]) -> Recipe | None:
     for slot in range(len(words[0])):
         scaled = [(own[slot], u.form.scale(u.positions[slot])) for own, u in zip(words, unpackings, strict=True)]
         biases = [
-            sum(u.form.bias(u.positions[slot], turned) for u in unpackings)
-            for turned in turned_lanes(unpackings[0].bits)
+            sum(u.form.bias(u.positions[slot], u.bits.turned(lane)) for u in unpackings)
+            for lane in range(unpackings[0].bits.lanes)
         ]
         if [scale for _, scale in scaled] == [1.0] and not any(biases):
             result = scaled[0][0]

@@ -41,7 +41,7 @@ LARGE_BATCH = 32  # batch tile from which on blocks would read the activations t
 # Tiles along N and warps that share them: 32 rows for each, whose sums fill its registers; 16 where more do than fit.
 TALL = ((2, 4), (4, 8), (2, 8))
 TALL_STEP = 16  # columns
-MOST_WARPS = 8
+MOST_WARPS = 8  # of a block whose warps share K
 BLOCK_MARGIN = 18 * 1024  # bytes of shared memory that sums may take besides the stages
 
 

@@ -141,7 +141,7 @@ def rows_of_warp(form: WeightFormat, activation: DataType, bm: int) -> int:
         held *= 2  # addresses in a table, or codes in two parts
     elif parts == 1 and bm <= LARGEST_PRODUCED and not 0 < group < TILE_WIDTH and _unpacks_in_few(pack, bm):
         held //= 2
-    return min(max(power_of_two(WARP_ROOM // held), least), 2 * rows)
+    return min(max(_power_of_two(WARP_ROOM // held), least), 2 * rows)
 
 
 def _unpacks_in_few(pack: PackLayout, bm: int) -> bool:
@@ -154,7 +154,7 @@ def _unpacks_in_few(pack: PackLayout, bm: int) -> bool:
     return pack.bits is not None and pack.bits.unit_words == 1
 
 
-def power_of_two(most: int) -> int:
+def _power_of_two(most: int) -> int:
     """Return the largest power of two up to a number, 0 below 1."""
     return 1 << most.bit_length() >> 1
 

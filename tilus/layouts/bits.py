@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from math import gcd
 from string import ascii_lowercase, digits
@@ -123,8 +123,11 @@ class BitLayout:
 
     def inverted(self, element: int) -> int:
         """Return the bits of a local element's code that are stored inverted."""
-        turned = self.mirrored and element % self.lanes % 2 == 1
-        return self.flipped ^ ((1 << self.nbits) - 1 if turned else 0)
+        return self.flipped ^ ((1 << self.nbits) - 1 if self.turned(element) else 0)
+
+    def turned(self, element: int) -> bool:
+        """Return whether a local element lies in a lane whose codes are inverted."""
+        return self.mirrored and element % self.lanes % 2 == 1
 
     def locate(self, element: int, bit: int) -> tuple[int, int]:
         """Return the word, and the position in it, of a bit of a local element."""
@@ -156,7 +159,7 @@ class BitLayout:
 
     def repeated(self, units: int) -> BitLayout:
         """Return the layout of the same pattern with another number of units."""
-        return BitLayout(self.nbits, self.lane, self.pattern, units, self.flipped, self.mirrored)
+        return replace(self, units=units)
 
     # --- codes and words --------------------------------------------------------------------------------------------
 

@@ -97,7 +97,7 @@ def _places(weights: Weights, unpacking: Unpacking) -> tuple[npt.NDArray[np.int6
     layout, bits = weights.view.layout, weights.bits
     k, number = index_table(layout)[..., -1], np.arange(layout.local_size)
     here = np.array(unpacking.positions)[number // (bits.units * bits.lanes)]
-    turned = (number % bits.lanes % 2 == 1) & bits.mirrored
+    turned = np.array([bits.turned(element) for element in number.tolist()], bool)
     at, odd = np.zeros(layout.shape[-1], np.int64), np.zeros(layout.shape[-1], bool)
     at[k], odd[k] = here, turned
     if (at[k] != here).any() or (odd[k] != turned).any():

@@ -2,8 +2,8 @@
 
 Where the bits of the thread's part and of the constant part are disjoint, the swizzle, which is linear over XOR, acts
 on each alone: the thread's part is swizzled once at run time, and each element's address is one XOR with a constant
-and an immediate offset. Multiples of the swizzle's period stay outside of it. What is the thread's alone is computed
-before all loops.
+and an immediate offset. Multiples of the swizzle's period stay outside of it. What a loop needs
+of that, and the thread's strides outside, is computed before all loops (`Context.of_thread`).
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class SharedTile:
         self._swizzled_parts: dict[int, Expr] = {}
         if any(part is None for part in parts):
             self._linear = False
-            self._base, self._own = base, cpp.as_expr(0)
+            self._base = base
             return
         self._linear = True
         self._prepare(base, [p for part in parts if part is not None for p in part])
@@ -101,16 +101,16 @@ class SharedTile:
         period = swizzle.period if swizzle is not None else 1
         outside = [p for p in pieces if p.stride % period == 0]
         within = [p for p in pieces if p.stride % period]
-        shared = cpp.total([p.value * (p.stride * self.nbytes) for p in outside if not p.size])
+        far = cpp.total([p.value * (p.stride * self.nbytes) for p in outside if not p.size])
         self._own = cpp.total([p.value * (p.stride * self.nbytes) for p in outside if p.size])
         self._mask = _bits_of(within)
         self._period = period
         if swizzle is None or self._mask is None:
-            self._base = ctx.constant("u32", "base", base + shared + ctx.of_thread(self._own))
+            self._base = ctx.constant("u32", "base", base + far + ctx.of_thread(self._own))
             self._own = cpp.ZERO
             self._near = ctx.constant("u32", "near", cpp.total([p.value * p.stride for p in within]))
             return
-        self._base = ctx.constant("u32", "base", base + shared)
+        self._base = ctx.constant("u32", "base", base + far)
         self._near = cpp.total([p.value * p.stride for p in within])
         self._near_bytes = cpp.binary("*", _swizzled(self._near, self.layout), self.nbytes)
 

@@ -133,8 +133,7 @@ def unpack(c: Context, out: Tensor, inst: Unpack) -> None:
     form = form_named(inst.form, inst.source, inst.dtype)
     run = inst.bits.units * inst.bits.lanes
     patterns = [
-        _pattern(c.b, form, inst.positions[i // run], code, inst.bits.mirrored and i % 2 == 1)
-        for i, code in enumerate(codes)
+        _pattern(c.b, form, inst.positions[i // run], code, inst.bits.turned(i)) for i, code in enumerate(codes)
     ]
     c.write_words(out, pack(c.b, patterns, inst.dtype))
 

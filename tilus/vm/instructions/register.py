@@ -87,8 +87,9 @@ def unpack(block: Block, stmt: InstStmt, inst: Unpack) -> Array:
         return cast(tile, inst.source, inst.dtype)
     form = form_named(inst.form, inst.source, inst.dtype)
     tables = np.stack([[form.patterns(p, turned) for p in inst.positions] for turned in (False, True)])
-    slots, lanes = np.divmod(np.arange(inst.layout.local_size), inst.bits.units * inst.bits.lanes)
-    turned = lanes % 2 * inst.bits.mirrored
+    elements = np.arange(inst.layout.local_size)
+    slots = elements // (inst.bits.units * inst.bits.lanes)
+    turned = np.array([inst.bits.turned(element) for element in elements.tolist()], int)
     spelled = tables[turned, slots, codes].astype(inst.dtype.code_dtype)
     return from_codes(inst.dtype, _tile_of(inst.layout, spelled))
 
