@@ -64,6 +64,15 @@ def test_numbers_above_a_constant_have_one_unit(name):
     assert max(form.offset(p) for p in positions) <= 2.0 ** (form.source.nbits + 6)
 
 
+@pytest.mark.parametrize("name", ["u1", "u2", "u4", "i4"])
+def test_an_order_without_turned_lanes_is_unpacked_to_exact_numbers(name):
+    """Files keep the order that they were packed in."""
+    bits, kind = ROWS[f"{name}-f16"].bits, dtype(name)
+    assert best_form(bits, kind, dtype("f16")).name == "offset"
+    assert best_form(replace(bits, mirrored=False), kind, dtype("f16")).name == "subnormal"
+    assert best_form(replace(bits, mirrored=False), kind, dtype("bf16")).name == "offset"
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_the_table_says_what_its_layout_costs(name):
     assert row(ROWS[name]) in LINES

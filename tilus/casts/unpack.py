@@ -32,7 +32,8 @@ _CLASS = 1 / 8
 # which the 64 rows of a warp share.
 _BIAS = 1 / 32
 # What a bit costs by which numbers are longer than codes: of two ways that take as much, the more exact one is better.
-_LONG = 1 / 1024
+# Where no neighbour cancels it, as in halves of orders that were packed before lanes were turned, sums would lose it.
+_LONG, _LOST = 1 / 1024, 1 / 4
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ class Unpacking:
         biased = any(self.form.bias(p) for p in self.positions)
         far = sum(log2(1 + self.form.offset(p)) for p in self.positions)
         later = self.classes * _CLASS * self.bits.num_slots / self.elements + biased * _BIAS
-        return self.issue + self.alu + later + far / len(self.positions) * _LONG
+        each = _LOST if self.bits.lane == 2 * _HALF and not self.bits.mirrored else _LONG
+        return self.issue + self.alu + later + far / len(self.positions) * each
 
 
 @lru_cache(maxsize=4096)
