@@ -59,9 +59,7 @@ def explain(weight: str, shape: str, name: str | None, group: int, activation: s
         click.echo(json.dumps(record | {"bound": best.bound, "candidates": rows}, indent=2))
         return
     operations = 2 * problem.m * problem.n * problem.k
-    click.echo(
-        f"{problem.form.dtype} x {activation}, M = {problem.m}, N = {problem.n}, K = {problem.k} on {device.name}"
-    )
+    click.echo(f"{weight} x {activation}, M = {problem.m}, N = {problem.n}, K = {problem.k} on {device.name}")
     click.echo(
         f"floor {best.floor:.1f} us: {moved / 1e6:.1f} MB at {device.memory} TB/s, "
         f"{operations / 1e9:.1f} GFLOP at {device.tensor:.0f} TFLOP/s"

@@ -90,7 +90,7 @@ class Operands:
 
     def arguments(self, result: Any) -> tuple[Any, ...]:
         """Return what products are called with: arrays, the last one `result`, M, N, K, groups and tensor scale."""
-        m, n, k, form = self.y.shape[0], self.rows, self.x.shape[1], self.form
+        m, n, k, form = self.y.shape[0], self.rows, self.x.shape[1], self.form.of_stored
         # In place of what is not there stands any array: it is not read.
         zeros = self.words if self.zero_points is None else self.zero_points
         bias = self.y if self.bias is None else self.bias

@@ -77,7 +77,7 @@ def named_problem(
     """Return the problem of M, N and K for what `tilus.quantize` takes as a type: `u4`, `mxfp4`, `u3:g64:bf16`."""
     sample = np.ones((1, 16), NUMPY_TYPES[activation.name])
     with knobs.scope(target="simt"):  # in the order of GPUs
-        form = quantize(sample, weight, group_size).format
+        form = quantize(sample, weight, group_size).format.of_stored
     form = form if form.tensor_scale == 1.0 else replace(form, tensor_scale=ANY_SCALE)
     return Problem(form, activation, form.scale or activation, bias, *shape)
 

@@ -54,6 +54,7 @@ def matmul_program(
     split : int
         Blocks that share K on a GPU; with more than one, `adding_kernel` adds up what they write.
     """
+    form = form.of_stored
     on_cpu = form.pack.device == "cpu"
     if isinstance(form.pack, TritPack):
         return ternary_matmul, ternary_constants(form, activation, scale, bm, bias, split)

@@ -30,6 +30,7 @@ def expand(model: Any, words: Any, scales: Any, zero_points: Any | None, form: W
     check_operands(probe, words, scales, zero_points, None, form, n)
     y = model.new_empty((n, k)) if is_torch(model) else np.empty((n, k), model.dtype)
     if n and k:
+        form = form.of_stored
         kind, scale = element_type(y.dtype), form.scale or element_type(scales.dtype)
         assert kind is not None, "check_operands ran"
         assert scale is not None, "check_operands ran"

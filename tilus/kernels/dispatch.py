@@ -109,7 +109,7 @@ def run(
 
 def prepare(operands: Operands, epilogue: str = "none") -> list[Call]:
     """Return the kernels for a product, and what to call them with, in this order."""
-    x, scales, form, has_bias = operands.x, operands.scales, operands.form, operands.bias is not None
+    x, scales, form, has_bias = operands.x, operands.scales, operands.form.of_stored, operands.bias is not None
     if not x.shape[1]:
         return [operands.sums_of_nothing(epilogue)]
     any_scale = form if form.tensor_scale == 1.0 else replace(form, tensor_scale=ANY_SCALE)

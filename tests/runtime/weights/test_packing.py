@@ -9,7 +9,7 @@ from tests.kernels.cases import TYPES
 from tilus.dtypes import codebook, dtype
 from tilus.errors import TilusError
 from tilus.layouts import local, spatial
-from tilus.runtime.weights import PackLayout, native_pack
+from tilus.runtime.weights import PackLayout, WeightFormat, native_pack
 
 DEVICES = ("cpu", "cuda")
 
@@ -19,7 +19,7 @@ def brute(pack, codes):
     n, k = codes.shape
     height, width = pack.tile
     words = np.zeros(pack.packed_shape(n, k), np.uint64)
-    bits = pack.dtype.nbits
+    bits, codes = pack.dtype.nbits, stored_codes(pack, codes)
     for tile_n, tile_k in np.ndindex(*words.shape[:2]):
         for thread, slot in np.ndindex(pack.fragment.num_threads, pack.fragment.local_size):
             row, column = pack.fragment(thread, slot)
@@ -34,12 +34,26 @@ def brute(pack, codes):
     return words.astype(np.uint32)
 
 
+def stored_codes(pack, codes):
+    """Return what the words hold: two's complement of the magnitude of codes with a sign and a number."""
+    if pack.stored is None:
+        return codes
+    sign, codes = 1 << (pack.dtype.nbits - 1), codes.astype(int)
+    return np.where(codes < sign, codes, -(codes % sign) % (2 * sign))
+
+
+def canonical(pack, codes):
+    """Return the codes that come back: fixed-point numbers have one zero."""
+    minus_zero = 1 << (pack.dtype.nbits - 1)
+    return codes if pack.stored is None else np.where(codes == minus_zero, 0, codes)
+
+
 def codes_of(kind, n, k):
     return np.random.default_rng([n, k]).integers(0, kind.num_codes, (n, k)).astype(np.uint8)
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", ["u1", "u2", "u3", "i4", "u5", "f6e3m2", "u7", "i8", "nf4", "t2"])
+@pytest.mark.parametrize("name", ["u1", "u2", "u3", "i4", "u5", "f5e1m3", "f6e3m2", "u7", "i8", "nf4", "t2"])
 def test_every_bit_lies_where_the_layout_says(name, device):
     pack = native_pack(dtype(name), device)
     n, k = (5, 130) if device == "cpu" else (65, pack.tile[1] + 3)
@@ -59,7 +73,7 @@ def test_unpack_undoes_pack_and_reads_are_whole_vectors(name, device):
         codes = codes_of(kind, n, k)
         words = pack.pack(codes)
         assert words.shape == pack.packed_shape(n, k)
-        np.testing.assert_array_equal(pack.unpack(words, n, k), codes)
+        np.testing.assert_array_equal(pack.unpack(words, n, k), canonical(pack, codes))
     assert pack.vector * 4 == (4 if device == "cpu" else 16)
     tile = pack.tile[0] * pack.tile[1]
     assert np.prod(pack.words.shape) * 32 == tile * kind.nbits
@@ -103,6 +117,21 @@ def test_what_cannot_be_packed():
         PackLayout.parse("u4 | local(1, 32)")
     with pytest.raises(TilusError):
         PackLayout.parse("u4 | sideways(1, 32) | 4")
+    for text in ("f4e2m1 as i4", "f4e1m2 as i5", "u4 as i4"):
+        with pytest.raises(TilusError, match="are not stored as"):
+            PackLayout.parse(f"{text} | local(1, 32) | 4")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_floats_with_one_bit_of_exponent_are_multiplied_as_integers(bits, device):
+    form = WeightFormat(native_pack(dtype(f"f{bits}e1m{bits - 2}"), device), 128, "none")
+    kernels = form.of_stored
+    assert kernels.pack == native_pack(dtype(f"i{bits}"), device)
+    codes = np.arange(2**bits, dtype=np.uint8)[None]
+    stored = kernels.pack.unpack(form.pack.pack(codes), *codes.shape)
+    np.testing.assert_array_equal(kernels.dtype.decode(stored) * kernels.tensor_scale, form.dtype.decode(codes))
+    assert kernels.of_stored is kernels
 
 
 def test_a_codebook_of_the_user_has_a_text_with_its_table():

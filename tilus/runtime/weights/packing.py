@@ -9,18 +9,22 @@ all threads, then vector 1, and so on. In memory::
 
 So a thread reads its registers' contents in whole vectors, threads side by side, and `view` gives codes in the
 fragment's layout: there is nothing to shuffle at run time. Codes beyond N or K are 0.
+
+A float with one bit of exponent is a fixed-point number, an integer times its smallest value. It is stored as that
+integer, in two's complement, which takes fewer instructions to unpack than a sign and a magnitude; -0 becomes 0.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import gcd, prod
+from typing import cast
 
 import numpy as np
 
 from tilus.casts import best_unpacking
-from tilus.dtypes import DataType, bf16, f16
+from tilus.dtypes import DataType, Float, bf16, dtype, f16
 from tilus.errors import LayoutError
 from tilus.ir.parser import parse_dtype
 from tilus.ir.types import dtype_text
@@ -33,6 +37,7 @@ FRAGMENT = column_local(2, 2) * spatial(8, 4) * local(1, 2)
 WARPS = 4
 WARP = 32
 _BITS = " | bits("  # between a name that may hold anything and the bit layout
+_AS = " as "
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +54,15 @@ class PackLayout:
         32-bit words a thread reads at once: 4 for 16-byte accesses.
     bits : BitLayout, optional
         Where in a thread's words its codes have their bits; as a little-endian stream, if there is none.
+    stored : DataType, optional
+        Integers of the same width, if that is what values are stored as, in units of the type's smallest.
     """
 
     dtype: DataType
     fragment: RegisterLayout
     vector: int
     bits: BitLayout | None = None
+    stored: DataType | None = None
 
     def __post_init__(self) -> None:
         bits = self.fragment.local_size * self.dtype.nbits
@@ -64,9 +72,21 @@ class PackLayout:
                 f"{self.vector} words of 32 bits",
                 hint="use a larger tile",
             )
+        if self.stored not in (None, _fixed_point(self.dtype)):
+            raise LayoutError(f"values of {self.dtype} are not stored as {self.stored}")
         places = self.bits
         if places is not None and (places.nbits, places.num_elements) != (self.dtype.nbits, self.fragment.local_size):
             raise LayoutError(f"{places} does not place {self.fragment.local_size} codes of {self.dtype}")
+
+    @property
+    def unit(self) -> float:
+        """What integers are stored in multiples of; 1 where codes are stored as they are."""
+        return 1.0 if self.stored is None else cast(Float, self.dtype).smallest_subnormal
+
+    @property
+    def of_stored(self) -> PackLayout:
+        """The order as one of what is stored: `unit` times its values are the values of this one."""
+        return self if self.stored is None else replace(self, dtype=self.stored, stored=None)
 
     @property
     def device(self) -> Device:
@@ -138,7 +158,8 @@ class PackLayout:
 
     def __str__(self) -> str:
         places = "" if self.bits is None else f" | {self.bits}"
-        return f"{dtype_text(self.dtype)} | {self.fragment} | {self.vector}{places}"
+        stored = "" if self.stored is None else f"{_AS}{self.stored}"
+        return f"{dtype_text(self.dtype)}{stored} | {self.fragment} | {self.vector}{places}"
 
     @staticmethod
     def parse(text: str) -> PackLayout:
@@ -148,8 +169,9 @@ class PackLayout:
         if len(parts) != 3 or not parts[2].isdigit():
             raise LayoutError(f"expected 'type | layout | words' or 'type | layout | words | bits', got {text!r}")
         bits = parse_bits("bits(" + places) if mark else None
-        kind = parse_dtype(parts[0])
-        return PACKS.get(kind.name, PackLayout)(kind, parse(parts[1]), int(parts[2]), bits)
+        name, _, stored = parts[0].partition(_AS)
+        kind, held = parse_dtype(name), parse_dtype(stored) if stored else None
+        return PACKS.get(kind.name, PackLayout)(kind, parse(parts[1]), int(parts[2]), bits, held)
 
     def grid(self, n: int, k: int) -> tuple[int, int]:
         """Return the number of tiles along N and K."""
@@ -161,6 +183,8 @@ class PackLayout:
 
     def pack(self, codes: np.ndarray) -> np.ndarray:
         """Pack codes [N, K] into words, uint32 of shape `packed_shape(N, K)`."""
+        if self.stored is not None:
+            return self.of_stored.pack(self.stored.encode(self.dtype.decode(codes) / self.unit))
         n, k = codes.shape
         tiles_n, tiles_k = self.grid(n, k)
         height, width = self.tile
@@ -178,6 +202,8 @@ class PackLayout:
 
     def unpack(self, words: np.ndarray, n: int, k: int) -> np.ndarray:
         """Return the codes [n, k] of packed words."""
+        if self.stored is not None:
+            return self.dtype.encode(self.stored.decode(self.of_stored.unpack(words, n, k)) * self.unit)
         tiles_n, tiles_k = self.grid(n, k)
         height, width = self.tile
         threads, locals_ = self.fragment.num_threads, self.fragment.local_size
@@ -211,6 +237,9 @@ def native_pack(kind: DataType, device: Device, activation: DataType = f16) -> P
     """
     if kind.name in PACKS:
         return _small_tile(PACKS[kind.name], kind, device)
+    stored = _fixed_point(kind)
+    if stored is not None:
+        return replace(native_pack(stored, device, activation), dtype=kind, stored=stored)
     if device == "cpu":
         fragment = local(4, 1) * spatial(host_target().lanes, 1) * local(1, 32)
         return PackLayout(kind, fragment, 1, _halves(kind, fragment.local_size))
@@ -218,6 +247,11 @@ def native_pack(kind: DataType, device: Device, activation: DataType = f16) -> P
     steps = max(elements // FRAGMENT.local_size, 8)
     fragment = _neighbours(local(1, steps) * spatial(WARPS, 1) * FRAGMENT)
     return PackLayout(kind, fragment, 4, _bits(kind, activation, fragment.local_size))
+
+
+def _fixed_point(kind: DataType) -> DataType | None:
+    """Return the integers that the values of a type are multiples of its smallest by, None if they are not all such."""
+    return dtype(f"i{kind.nbits}") if isinstance(kind, Float) and kind.exponent_bits == 1 else None
 
 
 def _neighbours(fragments: RegisterLayout) -> RegisterLayout:

@@ -56,6 +56,12 @@ class WeightFormat:
         """Type of the codes."""
         return self.pack.dtype
 
+    @property
+    def of_stored(self) -> WeightFormat:
+        """The format of the same arrays that kernels are made for: of what the words store."""
+        pack, scale = self.pack.of_stored, self.tensor_scale * self.pack.unit
+        return self if pack is self.pack else replace(self, pack=pack, tensor_scale=scale)
+
     def groups(self, k: int) -> int:
         """Return the number of groups along K."""
         return 1 if self.group_size < 0 else -(-k // self.group_size)
