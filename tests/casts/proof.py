@@ -31,6 +31,7 @@ def _lop(name):
         "and": lambda a, b: a & b,
         "and_or": lambda a, b, c: (a & b) | c,
         "and_xor": lambda a, b, c: (a & b) ^ c,
+        "mad": lambda a, b, c: a * b + c,
         "shl": lambda a, n: a << n,
         "shr": lambda a, n: z3.LShR(a, n),
     }[name]

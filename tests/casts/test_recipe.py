@@ -35,6 +35,7 @@ def test_logic_and_shifts(a, b, c, n):
     assert run("and", a, b) == a & b
     assert run("and_or", a, b, c) == (a & b) | c
     assert run("and_xor", a, b, c) == (a & b) ^ c
+    assert run("mad", a, b, c) == (a * b + c) % 2**32
     assert run("shl", a, n) == (a << n) & 0xFFFFFFFF
     assert run("shr", a, n) == a >> n
 

@@ -25,7 +25,7 @@ from tilus.runtime.weights.weight import WeightFormat
 PARTS = ("simplify", "select")
 GPU_PACK = PackLayout.parse(
     "u4 | register_layout(shape=[64,128], mode_shape=[8,4,2,16,4,2], spatial_modes=[1,0,4], local_modes=[3,2,5]) | 4"
-    ' | bits(4, 16, "ddddbbbbccccaaaa", units=8)'
+    ' | bits(4, 16, "ddddbbbbccccaaaa", units=8, mirrored)'
 )
 CPU_PACK = PackLayout.parse("u3 | local(4,16) * spatial(1,8) | 1")
 

@@ -1,6 +1,6 @@
 """Casts of narrow types: forms in which a wider type spells their values, and the instructions that make them."""
 
-from tilus.casts.forms import Form, Linear, form_named, forms, linear, parts
+from tilus.casts.forms import LOST, Form, Linear, form_named, forms, linear, parts, small_form
 from tilus.casts.recipe import OPS, Recipe, RecipeBuilder, Step
 from tilus.casts.stream import to_stream
 from tilus.casts.table import best_unpacking
@@ -8,6 +8,7 @@ from tilus.casts.unpack import Unpacking, best_form, fits, unpack
 from tilus.casts.values import unpack_values
 
 __all__ = [
+    "LOST",
     "OPS",
     "Form",
     "Linear",
@@ -22,6 +23,7 @@ __all__ = [
     "forms",
     "linear",
     "parts",
+    "small_form",
     "to_stream",
     "unpack",
     "unpack_values",

@@ -15,14 +15,15 @@ leaves the scale to its accumulator and the bias to a sum over its other operand
 * A code too wide for that is the sum of two *parts*, its lower and its upper bits, each in offset form.
 * The magnitude of an eXmY code, laid so that its exponent ends where the target's does, spells
   value * 2^(bias - target bias), subnormal codes included. Codes for NaN and infinity come out as the finite numbers
-  that their bits would be; with as many bits of exponent as the target has, as themselves.
+  that their bits would be; with as many bits of exponent as the target has, as themselves. Where that power of two is
+  so small that products would be lost, the lane is multiplied; or, in the *small* form, what it is multiplied by was.
 
 Signed integers are stored with their sign inverted, which makes them unsigned and adds 2^(n-1) to their value.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -31,6 +32,7 @@ from tilus.errors import LayoutError
 
 # Largest power of two by which products may be off without leaving the range of f32 accumulators.
 _TINY = 64
+LOST = 2.0**_TINY
 # Bits that a number may be longer than its code. Tensor cores keep 24 of a sum.
 _LONGER = 6
 
@@ -63,13 +65,13 @@ class Form:
     Attributes
     ----------
     name : str
-        What a code lies under: `subnormal`, `offset`, `exponent`; `offset_low` and `offset_high` for parts.
+        What a code lies under: `subnormal`, `offset`, `exponent`, `small`; `offset_low` and `offset_high` for parts.
     source, target : DataType
     flipped : int
         Bits of a code that are stored inverted.
     magnitude : int
-        Bits of a code, from bit `low` on, that lie next to one another from a lane's bit p on. For an `exponent` the
-        one that remains is the sign and lies at the top of the lane.
+        Bits of a code, from bit `low` on, that lie next to one another from a lane's bit p on. Of floats the one that
+        remains is the sign and lies at the top of the lane.
     positions : tuple of int
         What p may be.
     raised : bool
@@ -101,15 +103,20 @@ class Form:
         """Width of a lane."""
         return self.target.nbits
 
+    @property
+    def of_floats(self) -> bool:
+        """Whether codes have a sign of their own."""
+        return self.name in ("exponent", "small")
+
     def destination(self, bit: int, position: int) -> int | None:
         """Return where a bit of a code must lie in a lane whose magnitude begins at `position`; None for nowhere."""
         if self.low <= bit < self.low + self.magnitude:
             return position + bit - self.low
-        return self.lane - 1 if self.name == "exponent" else None
+        return self.lane - 1 if self.of_floats else None
 
     def scale(self, position: int) -> float:
         """Return `scale` of ``value = number * scale + bias``."""
-        if self.name == "exponent":
+        if self.of_floats:
             return self.unit / self.factor
         return 1.0 if self.raised else 2.0**-position / self.unit
 
@@ -205,7 +212,9 @@ def form_named(name: str, source: DataType, target: DataType) -> Form:
     LayoutError
         If the target has no such form of the type.
     """
-    known: dict[str, Form] = {form.name: form for form in (*forms(source, target), *(parts(source, target) or ()))}
+    small = small_form(source, target)
+    others = (*(parts(source, target) or ()), *(() if small is None else (small,)))
+    known: dict[str, Form] = {form.name: form for form in (*forms(source, target), *others)}
     if name not in known:
         raise LayoutError(f"{target} has no form {name!r} of {source}", hint=f"known: {', '.join(known) or 'none'}")
     return known[name]
@@ -239,6 +248,15 @@ def _float_forms(source: Float, target: Float) -> tuple[Form, ...]:
     if source.exponent_bits == target.exponent_bits and target.has_inf and not source.has_inf:
         return ()  # finite numbers with the exponent of infinity
     return (_exponent_form(source, target),)
+
+
+def small_form(source: DataType, target: DataType) -> Form | None:
+    """Return the form of floats whose lanes are not multiplied although products may be lost; None if none has to be.
+
+    Whoever multiplies them makes up for it: this is none of `forms`.
+    """
+    multiplied = (form for form in forms(source, target) if form.factor != 1.0)
+    return next((replace(form, name="small", factor=1.0) for form in multiplied), None)
 
 
 def rounded_form(source: DataType, target: DataType) -> Form | None:

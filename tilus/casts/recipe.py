@@ -75,6 +75,7 @@ OPS: Mapping[str, Op] = {
     "and": Op("alu", lambda a, b: a & b),
     "and_or": Op("alu", lambda a, b, c: (a & b) | c),
     "and_xor": Op("alu", lambda a, b, c: (a & b) ^ c),
+    "mad": Op("fma", lambda a, b, c: a * b + c),
     "shl": Op("fma", lambda a, n: a << n),
     "shr": Op("alu", lambda a, n: a >> n),
     "prmt": Op("alu", _prmt),

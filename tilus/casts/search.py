@@ -2,13 +2,15 @@
 
 A word holds as many whole codes as fit. Their places are drawn at random, and improved word by word as long as the
 instructions become fewer. Bits that are left over in the words of a unit make the remaining codes, in pieces.
-A float's magnitude and sign may lie as far apart as in the target, so that one shift brings both to their places.
+A float's magnitude and sign may lie as far apart as in the target, so that one shift brings both to their places; or
+two shifts do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from random import Random
 
 from tilus.casts.forms import Form, forms
@@ -85,7 +87,14 @@ class _Drawer:
     def __init__(self, form: Form, rng: Random) -> None:
         self.form, self.rng = form, rng
         self.count = form.lane // form.source.nbits
-        self.joint = list(_joint(form)) if form.magnitude < form.source.nbits else []
+        signed = form.magnitude < form.source.nbits
+        self.joint = self.within(_joint(form)) if signed else []
+        self.split = self.within(_split(form)) if signed else []
+
+    def within(self, slots: Iterable[Slot]) -> list[Slot]:
+        """Leave out what no lane holds, or two bits would share."""
+        unique = dict.fromkeys(slots)
+        return [slot for slot in unique if len(set(slot)) == len(slot) and set(slot) <= set(range(self.form.lane))]
 
     def __call__(self) -> Arrangement:
         while True:
@@ -103,32 +112,53 @@ class _Drawer:
         return slots if all(list(slot[:-1]) == sorted(slot[:-1]) for slot in slots) else None
 
     def magnitudes_and_signs(self) -> Arrangement | None:
-        """Place some codes as in the target, of others the signs where there is room; None if there is none."""
+        """Place some codes as in the target, in one piece or in two, and of others the signs where there is room.
+
+        None if there is none.
+        """
         slots: list[Slot] = []
         free = set(range(self.form.lane))
-        wanted = self.rng.randrange(self.count + 1)
-        for slot in self.rng.sample(self.joint, len(self.joint)):
-            if len(slots) < wanted and free.issuperset(slot):
-                slots.append(slot)
-                free.difference_update(slot)
-        m = self.form.magnitude
+        for pieces in (self.joint, self.split):
+            wanted = len(slots) + self.rng.randrange(self.count - len(slots) + 1)
+            while len(slots) < wanted and (fitting := [slot for slot in pieces if free.issuperset(slot)]):
+                slots.append(self.rng.choice(fitting))
+                free.difference_update(slots[-1])
         runs: list[range] = []
         while len(slots) + len(runs) < self.count:
-            starts = [a for a in range(self.form.lane) if free.issuperset(range(a, a + m))]
+            size = self.form.magnitude + self.rng.randrange(2)  # alone, or below its sign
+            starts = [a for a in range(self.form.lane) if free.issuperset(range(a, a + size))]
             if not starts:
                 return None
             start = self.rng.choice(starts)
-            runs.append(range(start, start + m))
-            free.difference_update(runs[-1])
+            run = range(start, start + size)
+            free.difference_update(run)
+            if size > self.form.magnitude:
+                slots.append(tuple(run))
+            else:
+                runs.append(run)
         signs = self.rng.sample(sorted(free), len(runs)) if len(free) >= len(runs) else None
         return None if signs is None else (*slots, *((*run, s) for run, s in zip(runs, signs, strict=True)))
 
 
+def _moved(form: Form, *shifts: int) -> Slot:
+    """Return from where so many bits to the left of each bit of a code is its destination."""
+    [position] = form.positions
+    to = (form.destination(bit, position) for bit in range(form.source.nbits))
+    return tuple(place - shift for place, shift in zip(to, shifts, strict=True) if place is not None)
+
+
 def _joint(form: Form) -> Iterator[Slot]:
     """Yield the places of a code that one shift brings to its destination."""
-    [position] = form.positions
-    to = [place for bit in range(form.source.nbits) if (place := form.destination(bit, position)) is not None]
     for shift in range(-form.lane, form.lane):
-        slot = tuple(place - shift for place in to)
-        if min(slot) >= 0 and max(slot) < form.lane:
-            yield slot
+        yield _moved(form, *[shift] * form.source.nbits)
+
+
+def _split(form: Form) -> Iterator[Slot]:
+    """Yield the places of a code that two shifts bring to its destination: lower bits by one, upper bits by the other.
+
+    Bits of a magnitude ascend, so the upper ones go less far to the left. The sign goes with either.
+    """
+    for low, high in product(range(-form.lane, form.lane), repeat=2):
+        for cut in range(1, form.magnitude + 1) if high < low else ():
+            magnitude = [low] * cut + [high] * (form.magnitude - cut)
+            yield from (_moved(form, *magnitude, sign) for sign in (low, high))

@@ -64,10 +64,12 @@ def sliced_constants(
     compute = compute_dtype(form.dtype, activation)
     group, width = max(form.group_size, 0), form.pack.tile[1]
     tiles, slices, warps = _shares(form, activation, scale, bm) if regular(form, k) else (1, 1, form.pack.warps)
+    while k is not None and slices // 2 * width >= k > 0:  # fewer tiles than slices: none is left over
+        slices, warps = slices // 2, warps // 2
     return operand_constants(form, activation, scale, bm, bias) | {
         "CT": compute,
         "PARTS": activation_parts(activation, compute),
-        "STEP": gcd(group, _step(activation, width)),
+        "STEP": gcd(group, _step(activation, compute, width, bm)),
         "SLICES": slices,
         "TILES": tiles,
         "WARPS": warps,
@@ -102,11 +104,11 @@ def parts_of(trips: int, wanted: int) -> int:
     return -(-trips // -(-trips // wanted))
 
 
-def _step(activation: DataType, width: int) -> int:
-    """Return how many columns of a tile to multiply at once: few of f32, whose parts take three registers each."""
-    if activation != F32:
-        return width
-    return SINGLE_STEP if width <= TILE_WIDTH else SINGLE_STEP // 4
+def _step(activation: DataType, compute: DataType, width: int, bm: int) -> int:
+    """Return how many columns of a tile to multiply at once: few of activations in parts, which take registers each."""
+    if activation == F32:
+        return SINGLE_STEP if width <= TILE_WIDTH else SINGLE_STEP // 4
+    return width if activation_parts(activation, compute) == 1 else SINGLE_STEP * BATCH_TILES[0] // bm
 
 
 def _shares(form: WeightFormat, activation: DataType, scale: DataType, bm: int) -> tuple[int, int, int]:
@@ -139,6 +141,8 @@ def rows_of_warp(form: WeightFormat, activation: DataType, bm: int) -> int:
         held *= 2  # many zero points
     elif pack.bits is None or not forms(form.dtype, compute):
         held *= 2  # addresses in a table, or codes in two parts
+    elif parts == 2:
+        held //= 2  # few columns at a time
     elif parts == 1 and bm <= LARGEST_PRODUCED and not 0 < group < TILE_WIDTH and _unpacks_in_few(pack, bm):
         held //= 2
     return min(max(_power_of_two(WARP_ROOM // held), least), 2 * rows)

@@ -32,6 +32,7 @@ from tilus.ir.instructions import (
     Instruction,
     Reshape,
     Slice,
+    Transpose,
     Unpack,
     View,
     result_type,
@@ -48,6 +49,7 @@ from tilus.passes.weight_numbers import FRAGMENT_ROWS, Numbers, Pair, Range, Ter
 from tilus.passes.weights import BYTE, Weights, counts_to, find_weights, single_definitions
 
 LEAST_F16 = 2.0**-24
+ROUNDED_UP = 1 + 2.0**-8  # by how much a cast to bf16, or to what is finer, may enlarge a number
 ONES = (1.0, 1.0)
 _OTHER_HALF = {f16: bf16, bf16: f16}
 
@@ -123,15 +125,20 @@ class _Absorber:
 
     def product(self, stmt: InstStmt, out: Tensor, inst: Dot) -> tuple[Stmt, ...] | None:
         """Return the products of all terms and their sum; None where that is not possible, or does not pay."""
-        weights = find_weights(inst.a, self.made)
-        if weights is None or register_type(inst.c).dtype != f32:
-            return None
-        numbers = find_numbers(weights)
-        if numbers is None or not pays(inst, numbers, weights, self.program.num_warps):
-            return None
+        weights = find_weights(inst.a, self.made) if register_type(inst.c).dtype == f32 else None
+        numbers = None if weights is None else find_numbers(weights, self.greatest(inst.b))
+        if weights is None or numbers is None or not pays(inst, numbers, weights, self.program.num_warps):
+            return self.plain(stmt, out, inst)
         lines, scale = _Lines(stmt), numbers.terms[0].scale
+        if numbers.boost != 1.0:
+            factor = Const(numbers.boost, register_type(inst.b).dtype)
+            inst = replace(inst, b=lines.let(Elementwise("mul", (inst.b, factor))))
         # The sums come first: they need no weights, so the tensor cores are at work while those are unpacked.
         total = _sums(lines, inst, numbers, weights, self.program.num_warps)
+        alone, joined = self.is_zero(inst.c), self.scaled.get(inst.c) == (scale, weights.dtype)
+        if joined:
+            sums = numbers.constants or weights.columns
+            total = lines.let(Elementwise("add", (total, inst.c))) if sums else inst.c
         for term in numbers.terms:
             tile = self.unpack(weights, term.form.name, term.positions)
             if term.scale == scale:
@@ -139,13 +146,44 @@ class _Absorber:
             else:
                 part = _product(lines, inst, term, tile, weights.start, lines.zeros(inst.c))
                 total = lines.let(Elementwise("add", (total, lines.times(part, term.scale / scale))))
-        alone = self.is_zero(inst.c)
-        if alone and out in self.scalings:
+        if (alone or joined) and out in self.scalings:
             self.scaled[out] = scale, weights.dtype
         else:
             total = lines.times(total, scale)
-        lines.define(out, Copy(total) if alone else Elementwise("add", (total, inst.c)))
+        lines.define(out, Copy(total) if alone or joined else Elementwise("add", (total, self.whole(lines, inst.c))))
         return tuple(lines.statements)
+
+    def whole(self, lines: _Lines, x: Tensor) -> Tensor:
+        """Return a product with its scale."""
+        return lines.times(x, self.scaled[x][0]) if x in self.scaled else x
+
+    def plain(self, stmt: InstStmt, out: Tensor, inst: Dot) -> tuple[Stmt, ...] | None:
+        """Return a product of values added to another with its scale; None where that has none."""
+        if inst.c not in self.scaled:
+            return None
+        lines = _Lines(stmt)
+        lines.define(out, replace(inst, c=self.whole(lines, inst.c)))
+        return tuple(lines.statements)
+
+    def greatest(self, x: Tensor) -> float:
+        """Return a bound of a tile's numbers, as far as its type and what it is made of say."""
+        bound = float(register_type(x).dtype.max_value)
+        match self.made.get(x):
+            case InstStmt(inst=Transpose(x=y)):
+                return self.greatest(y)
+            case InstStmt(inst=Cast(x=y)):
+                return min(self.greatest(y) * ROUNDED_UP, bound)
+            case InstStmt(inst=Elementwise(op="sub", args=(Tensor() as y, Tensor() as z))):
+                same = self.uncast(y) == self.uncast(z)  # what a cast has rounded off is less than what it was given
+                return min(self.greatest(y) + (0.0 if same else self.greatest(z)), bound)
+            case _:
+                return bound
+
+    def uncast(self, x: Tensor) -> Tensor:
+        """Return what a tile was before it was cast."""
+        while (stmt := self.made.get(x)) is not None and isinstance(stmt.inst, Cast):
+            x = stmt.inst.x
+        return x
 
     def is_zero(self, x: Tensor) -> bool:
         stmt = self.made.get(x)
@@ -153,16 +191,19 @@ class _Absorber:
 
     @cached_property
     def scalings(self) -> set[Tensor]:
-        """Tensors of one definition whose only use is to be multiplied by a smaller tile."""
+        """Tensors of one definition whose only use is to be multiplied by a smaller tile, at once or after a sum."""
         uses = Counter(x for stmt in inst_stmts(self.program) for x in register_operands(stmt.inst))
-        found = set()
-        for stmt in inst_stmts(self.program):
-            match stmt.inst:
-                case Elementwise(op="mul", args=(Tensor() as x, Tensor() as scale)) if x in self.made and uses[x] == 1:
-                    if register_type(scale).numel < register_type(x).numel:
-                        found.add(x)
+        found: set[Tensor] = set()
+        for stmt in reversed(list(inst_stmts(self.program))):
+            match stmt:
+                case InstStmt(inst=Elementwise(op="mul", args=(Tensor() as x, Tensor() as scale))):
+                    scaled = register_type(scale).numel < register_type(x).numel
+                case InstStmt(out=Tensor() as out, inst=Dot(c=x)):
+                    scaled = out in found
                 case _:
-                    pass
+                    continue
+            if scaled and x in self.made and uses[x] == 1:
+                found.add(x)
         return found
 
     def scaling(self, stmt: InstStmt, x: Tensor, scale: Tensor) -> tuple[Stmt, ...]:

@@ -7,11 +7,12 @@ lie, which is the same for whole ranges of K. Most types have one part; codes to
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import floor, log2
 
 import numpy as np
 import numpy.typing as npt
 
-from tilus.casts import Form, Unpacking, best_form, fits, parts, unpack
+from tilus.casts import LOST, Form, Unpacking, best_form, fits, parts, small_form, unpack
 from tilus.ir.instructions import Dot
 from tilus.layouts import index_table
 from tilus.passes.tensors import register_type
@@ -53,30 +54,41 @@ class Numbers:
     terms : list of Term
     constants : dict
         What is added to weights of even k and of odd k, and where along k; empty where nothing is.
+    boost : float
+        What activations are to be multiplied by, because numbers are small; scales are of such products.
     """
 
     terms: list[Term]
     constants: dict[Pair, list[Range]]
+    boost: float = 1.0
 
 
-def find_numbers(weights: Weights) -> Numbers | None:
-    """Return weights as numbers, None if there is no way, or if k's are cut in different places in different rows."""
+def find_numbers(weights: Weights, greatest: float) -> Numbers | None:
+    """Return weights as numbers, None if there is no way, or if k's are cut in different places in different rows.
+
+    Parameters
+    ----------
+    weights : Weights
+    greatest : float
+        Bound of the activations.
+    """
+    boost, ways = _unpackings(weights, greatest)
     terms: list[Term] = []
     constant = np.full(weights.stop - weights.start, weights.offset)
     if constant.size % 2 or weights.start % 2:
         return None
-    for unpacking in _unpackings(weights):
+    for unpacking in ways:
         places = _places(weights, unpacking)
         if places is None:
             return None
         form, (at, turned) = unpacking.form, places
         constant += np.array([form.bias(p, odd) for p, odd in zip(at.tolist(), turned.tolist(), strict=True)])
-        scales = np.array([form.scale(position) for position in at.tolist()])
+        scales = np.array([form.scale(position) for position in at.tolist()]) / boost
         for scale in dict.fromkeys(scales.tolist()):
             terms.append(Term(form, unpacking.positions, scale, _runs(scales == scale)))
     pairs = constant.reshape(-1, 2)
     added = {pair: _runs((pairs == pair).all(1).repeat(2)) for pair in dict.fromkeys(map(_pair, pairs))}
-    return Numbers(terms, added if constant.any() else {}) if terms else None
+    return Numbers(terms, added if constant.any() else {}, boost) if terms else None
 
 
 def _pair(values: npt.NDArray[np.float64]) -> Pair:
@@ -84,12 +96,18 @@ def _pair(values: npt.NDArray[np.float64]) -> Pair:
     return even, odd
 
 
-def _unpackings(weights: Weights) -> list[Unpacking]:
-    """Return how the numbers of each part are had; none if they cannot be."""
+def _unpackings(weights: Weights, greatest: float) -> tuple[float, list[Unpacking]]:
+    """Return what activations are multiplied by first, and how the numbers of each part are had; [] if they cannot be.
+
+    A multiplication of activations, up to nearly the greatest number, is shared by all rows, that of weights by none.
+    """
     bits, source, target = weights.bits.repeated(1), weights.view.dtype, weights.dtype
-    form = best_form(bits, source, target)
+    form, small = best_form(bits, source, target), small_form(source, target)
+    room = 2.0 ** floor(log2(float(target.max_value) / greatest))
+    if form is not None and small is not None and small.unit / room < LOST:
+        return min(room, small.unit), [unpack(bits, small)]
     wanted = (form,) if form is not None else parts(source, target) or ()
-    return [unpack(bits, form) for form in wanted if fits(bits, form)]
+    return 1.0, [unpack(bits, form) for form in wanted if fits(bits, form)]
 
 
 def _places(weights: Weights, unpacking: Unpacking) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]] | None:

@@ -124,6 +124,7 @@ static u32 prmt(u32 a, u32 b, u32 s) {
 }
 u32 __byte_perm(u32 a, u32 b, u32 s) { if (s & 0x8888) fail("__byte_perm takes 3 bits of each nibble"); return prmt(a, b, s); }
 u32 ptx_and_or(u32 a, u32 b, u32 c) { return (a & b) | c; }
+u32 ptx_mad(u32 a, u32 b, u32 c) { return a * b + c; }
 u32 ptx_and_xor(u32 a, u32 b, u32 c) { return (a & b) ^ c; }
 u32 ptx_prmt(u32 a, u32 b, u32 s) { return prmt(a, b, s); }
 u32 __funnelshift_r(u32 lo, u32 hi, u32 s) { return (u32)(((u64)hi << 32 | lo) >> (s & 31)); }

@@ -58,6 +58,7 @@ i64 __double_as_longlong(double x);
 double __longlong_as_double(i64 x);
 u32 __byte_perm(u32 a, u32 b, u32 s);
 u32 ptx_and_or(u32 a, u32 b, u32 c);
+u32 ptx_mad(u32 a, u32 b, u32 c);
 u32 ptx_and_xor(u32 a, u32 b, u32 c);
 u32 ptx_prmt(u32 a, u32 b, u32 s);
 u32 __funnelshift_r(u32 lo, u32 hi, u32 s);

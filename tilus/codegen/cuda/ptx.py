@@ -323,6 +323,7 @@ def _others() -> Iterator[Ptx]:
         section = "Logic and shift instructions: lop3"
         operands = tuple(Operand(x) for x in "abc")
         yield Ptx(name, f"lop3.b32 %0, %1, %2, %3, 0x{table:x};", Operand("d"), operands, section)
+    yield _simple("mad", "mad.lo.u32", "u32 u32 u32", "Integer arithmetic instructions: mad")
     yield _simple("prmt", "prmt.b32", "u32 u32 u32", "Data movement and conversion instructions: prmt")
     text = "{ .reg .u64 t; cvta.to.shared.u64 t, %1; cvt.u32.u64 %0, t; }"
     yield Ptx("shared_address", text, Operand("d"), (Operand("p", "const void*"),), "cvta")
