@@ -12,8 +12,8 @@ from tests.agreement.machines import on_vm
 from tests.agreement.test_library import integers
 from tests.kernels.test_split import weight
 from tests.simt.library import bits, compiled, on_simt
-from tests.tolerance import numpy_type
-from tilus.dtypes import dtype, f16
+from tests.tolerance import check, numpy_type
+from tilus.dtypes import dtype, f16, f32
 from tilus.ir.program import Program
 from tilus.kernels.candidates import Configuration, Problem, default_configuration
 from tilus.kernels.cost import PROMISES
@@ -68,6 +68,15 @@ def test_no_block_that_shares_k_ends_before_its_copies(k, arch):
         w = weight("u6", True, 128, "f16", 64, k)
     configuration = default_configuration(Problem(w.format, f16, f16, True, 16, 64, k), target=arch)
     check_products(configuration.replace(SPLIT=3, PRODUCERS=0), w, 16, 64, k, "f16", arch)
+
+
+@pytest.mark.parametrize(("name", "m", "k", "arch"), [("u2", 1, 16, "sm_80"), ("nf4", 33, 520, "sm_90a")])
+def test_no_group_is_copied_for_trips_that_there_are_not(name, m, k, arch):
+    """A group that ends behind the last trip is one of the next trip too, which is asked for in advance."""
+    with tilus.knobs.scope(target=f"simt:{arch}"):
+        w = tilus.quantize(np.random.default_rng(0).normal(size=(7, k)).astype(np.float32), name, 256)
+        x = integers(f32, m, k)
+        check(tilus.matmul(x, w), x, w)  # a copy that is under way where a thread ends would be an error
 
 
 def check_products(configuration: Configuration, w: Any, m: int, n: int, k: int, activation: str, arch: str) -> Program:

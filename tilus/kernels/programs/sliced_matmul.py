@@ -25,6 +25,7 @@ from tilus.lang import (
     launch,
     load_global,
     load_shared,
+    maximum,
     minimum,
     prefetch,
     ptr,
@@ -89,14 +90,18 @@ def fetch(stages, views, tile_n, col, part, t, most, stage, PACK, TILES, GROUP, 
         for s in static_range(SLICES):
             place = (part, t, s, col, 0) if EVEN else (col, (first + s) * BK)
             copy_async(sx, gx, src_offset=place, dst_offset=(stage, s, 0, 0), shape=sx.shape[2:])
+    trips = gw.shape[2] if EVEN else cdiv(gw.shape[1] - part * most * SLICES, SLICES)
     for shared, table in zip(stages[2:], views[2:], strict=True):
-        fetch_table(shared, table, tile_n * BN, part, t, most, stage, BK, GROUP, EVEN)
+        fetch_table(shared, table, tile_n * BN, part, t, most, trips, stage, BK, GROUP, EVEN)
     commit_group()
 
 
 @inline
-def fetch_table(shared, table, row, part, t, most, stage, BK, GROUP, EVEN):
-    """Start copying what a table has for the rows and groups of a part's trip into a stage, [SLICES, groups, rows]."""
+def fetch_table(shared, table, row, part, t, most, trips, stage, BK, GROUP, EVEN):
+    """Start copying what a table has for the rows and groups of a part's trip into a stage, [SLICES, groups, rows].
+
+    A group that ends beyond the part's last trip is there for later ones too: those are sent beyond the table.
+    """
     (SLICES, COLUMNS, ROWS), trip = shared.shape[1:], part * most + t
     if GROUP * COLUMNS == BK and (EVEN or SLICES > 1):
         place = (part, t, 0, 0, row) if EVEN else (trip * SLICES, 0, row)
@@ -104,6 +109,8 @@ def fetch_table(shared, table, row, part, t, most, stage, BK, GROUP, EVEN):
     else:
         for column in static_range(COLUMNS):
             group = (trip * BK + column * (BK // COLUMNS)) // GROUP
+            if GROUP * COLUMNS != BK:
+                group += maximum(t + 1 - trips, 0) * table.shape[0]
             copy_async(shared, table, src_offset=(group, row), dst_offset=(stage, 0, column, 0), shape=(1, ROWS))
 
 
