@@ -153,7 +153,7 @@ def quantized(case: dict[str, Any]) -> tuple[Program, list[Any]]:
         n,
         k,
         w.format.groups(k),
-        w.format.tensor_scale,
+        w.format.of_stored.tensor_scale,
     ]
 
 

@@ -13,7 +13,7 @@ from tests.simt.subjects import ARCHES, listed, subject
 from tests.simt.sweep import outcomes
 from tilus.simt.parser import parse
 
-SAMPLE = {"matmul f16": 16, "quantized u4 with zero point": 3, "softmax": 10}
+SAMPLE = {"matmul f16": 16, "quantized u4 with zero point": 2, "softmax": 10}
 
 
 @pytest.mark.parametrize(("number", "name"), list(enumerate(SAMPLE)))
