@@ -187,6 +187,7 @@ def test_configurations_differ_and_fit() -> None:
         assert max(c["STAGES"] * c["SLICES"] * (4096 + c["BM"] * 256) for c in found) <= most * 1024
 
 
-def test_tiles_without_whole_groups_are_not_shared_out() -> None:
-    shape = problem("i4", 1, k=8192 + 32, group=32)
-    assert {c["SLICES"] for c in configurations(shape, "sm_90a")} == {1}
+@pytest.mark.parametrize(("name", "k", "group"), [("i4", 8192 + 32, 32), ("t1.6", 8192, 128)])
+def test_tiles_without_whole_groups_are_shared_out_too(name: str, k: int, group: int) -> None:
+    shape = problem(name, 1, k=k, group=group)
+    assert {c["SLICES"] for c in configurations(shape, "sm_90a")} == {1, 2, 4, 8}

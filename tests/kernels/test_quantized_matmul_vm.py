@@ -37,7 +37,7 @@ def arguments(x, w, bias, y):
         n,
         k,
         w.format.groups(k),
-        w.format.tensor_scale,
+        w.format.of_stored.tensor_scale,
     ]
 
 

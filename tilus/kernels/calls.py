@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from tilus.kernels.candidates import Configuration
-from tilus.kernels.programs import add_parts
+from tilus.kernels.programs import add_parts, ternary_matmul
 from tilus.runtime.arguments import element_type, is_torch
 from tilus.runtime.kernel import BoundKernel
-from tilus.runtime.weights.trits import TritPack
 from tilus.runtime.weights.weight import WeightFormat
 
 Call = tuple[BoundKernel, tuple[Any, ...]]
@@ -66,7 +65,7 @@ class Operands:
         """
         result = self.y if kernels.adder is None else self.sums(kernels.split)
         args = self.arguments(result)
-        if isinstance(self.form.pack, TritPack):  # has neither zero points nor a tensor scale
+        if kernels.product.definition is ternary_matmul.definition:  # has neither zero points nor a tensor scale
             args = (*args[:3], *args[4:-1])
         product = kernels.product, args
         return [product] if kernels.adder is None else [product, self.adding(kernels.adder, result)]

@@ -19,7 +19,6 @@ from tilus.kernels.configure_gpu import (
     fair_split,
     gpu_batch_tiles,
     parts_of,
-    regular,
     rows_of_warp,
     table_bytes,
     tile_bytes,
@@ -223,7 +222,7 @@ def _shares(problem: Problem, first: Configuration) -> Iterator[dict[str, Any]]:
         return
     (rows, width), bm = problem.form.pack.tile, first["BM"]
     yield {}
-    if regular(problem.form, problem.k) and first["CT"] != f32:
+    if first["CT"] != f32:
         most, least = rows_of_warp(problem.form, problem.activation, bm), rows // problem.form.pack.warps
         for own, slices in product((most >> i for i in range(3)), (1, 2, 4, 8)):
             tiles, warps = max(own // rows, 1), slices * max(rows // own, 1)

@@ -11,8 +11,9 @@ from tilus.kernels.configure_cpu import (
     LARGEST_IN_REGISTERS,
     panel_constants,
     register_constants,
+    ternary_constants,
 )
-from tilus.kernels.configure_gpu import gpu_batch_tiles, sliced_constants, ternary_constants
+from tilus.kernels.configure_gpu import gpu_batch_tiles, sliced_constants
 from tilus.kernels.epilogues import PAIRED
 from tilus.kernels.programs import add_parts, panel_matmul, quantized_matmul, sliced_matmul, ternary_matmul
 from tilus.runtime.kernel import BoundKernel, Kernel
@@ -56,10 +57,10 @@ def matmul_program(
     """
     form = form.of_stored
     on_cpu = form.pack.device == "cpu"
-    if isinstance(form.pack, TritPack):
-        return ternary_matmul, ternary_constants(form, activation, scale, bm, bias, split)
     if not on_cpu:
         return sliced_matmul, sliced_constants(form, activation, scale, bm, bias, k, split)
+    if isinstance(form.pack, TritPack):
+        return ternary_matmul, ternary_constants(form, activation, scale, bm, bias)
     if bm > LARGEST_IN_REGISTERS:
         return panel_matmul, panel_constants(form, activation, scale, bm, bias)
     return quantized_matmul, register_constants(form, activation, scale, bm, bias)

@@ -50,6 +50,14 @@ def panel_constants(form: WeightFormat, activation: DataType, scale: DataType, b
     return register_constants(form, activation, scale, bm, bias) | {"PANEL": panel_layout(form.pack)}
 
 
+@cache
+def ternary_constants(form: WeightFormat, activation: DataType, scale: DataType, bm: int, bias: bool) -> dict[str, Any]:
+    """Return those of `ternary_matmul`."""
+    names = ("XT", "YT", "ST", "PACK", "BM", "GROUP", "BIAS")
+    every = operand_constants(form, activation, scale, bm, bias)
+    return {name: every[name] for name in names}
+
+
 def takes_fixed(form: WeightFormat) -> bool:
     """Whether activations can be rounded to 16-bit integers: weights must be integers, groups whole tiles."""
     whole = max(form.group_size, 0) % form.pack.tile[1] == 0

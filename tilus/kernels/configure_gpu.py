@@ -6,11 +6,12 @@ from functools import cache
 from math import gcd, prod
 from typing import Any
 
+import numpy as np
+
 from tilus.casts import forms
 from tilus.dtypes import DataType, dtype
 from tilus.kernels.configure_operands import operand_constants
 from tilus.runtime.weights.packing import WARPS, PackLayout, native_pack
-from tilus.runtime.weights.trits import TritPack
 from tilus.runtime.weights.weight import WeightFormat
 
 F32, BF16 = dtype("f32"), dtype("bf16")
@@ -28,17 +29,17 @@ def compute_dtype(weight: DataType, activation: DataType) -> DataType:
     """Return the type to multiply in on a GPU.
 
     That of the activations if tensor cores take it and it holds every code's value, else bf16, of which any activation
-    is a sum of few. Codebooks are rounded to the type of the activations.
+    is a sum of few. Codebooks are rounded to the type of the activations, f32 where bf16 has not their values.
     """
     if weight.is_codebook:
-        return activation
+        return BF16 if activation == F32 and _holds(BF16, weight) else activation
     tried = [BF16] if activation == F32 else [activation, BF16]
     return next((kind for kind in tried if _holds(kind, weight)), F32)
 
 
 def _holds(kind: DataType, weight: DataType) -> bool:
     """Whether a type has every value of a weight's codes."""
-    values = weight.decode(range(2**weight.nbits))
+    values = weight.decode(np.arange(weight.num_codes))
     rounded = kind.decode(kind.encode(values))
     return bool(((values == rounded) | ((values != values) & (rounded != rounded))).all())
 
@@ -63,7 +64,7 @@ def sliced_constants(
     """Return the compile-time constants of `sliced_matmul`; see `matmul_program`."""
     compute = compute_dtype(form.dtype, activation)
     group, width = max(form.group_size, 0), form.pack.tile[1]
-    tiles, slices, warps = _shares(form, activation, scale, bm) if regular(form, k) else (1, 1, form.pack.warps)
+    tiles, slices, warps = _shares(form, activation, scale, bm)
     while k is not None and slices // 2 * width >= k > 0:  # fewer tiles than slices: none is left over
         slices, warps = slices // 2, warps // 2
     return operand_constants(form, activation, scale, bm, bias) | {
@@ -74,18 +75,13 @@ def sliced_constants(
         "TILES": tiles,
         "WARPS": warps,
         # Beside a producer ptxas computes the address of every look-up in a table anew.
-        "PRODUCERS": int(bm <= LARGEST_PRODUCED and not form.dtype.is_codebook),
+        "PRODUCERS": int(bm <= LARGEST_PRODUCED and not _is_looked_up(form.pack)),
         "STAGES": _stages(form.pack, slices * tile_bytes(form, activation, scale, bm, tiles)),
         "EVEN": divides(slices * width, k),
+        "WHOLE": divides(width, k),
         "SPLIT": split,
         "CLUSTERED": 0,
     }
-
-
-def regular(form: WeightFormat, k: int | None) -> bool:
-    """Whether every tile has equally many groups: then a table is read for several tiles at once."""
-    group, width = form.group_size, form.pack.tile[1]
-    return group <= 0 or group == width or (divides(width, k) and width % group == 0)
 
 
 def divides(columns: int, k: int | None) -> bool:
@@ -136,12 +132,12 @@ def rows_of_warp(form: WeightFormat, activation: DataType, bm: int) -> int:
     if compute == F32:
         return least  # multiply-adds take registers enough
     parts = activation_parts(activation, compute)
-    held = bm * width * parts
+    held = bm * parts * (width if pack.digits == 1 else TILE_WIDTH)
     if form.zero_point == "tensor" and 0 < group <= TILE_WIDTH // 4:
         held *= 2  # many zero points
-    elif pack.bits is None or not forms(form.dtype, compute):
+    elif _is_looked_up(pack) or (pack.bits is not None and not forms(form.dtype, compute)):
         held *= 2  # addresses in a table, or codes in two parts
-    elif parts == 2:
+    elif parts == 2 and bm > BATCH_TILES[0]:
         held //= 2  # few columns at a time
     elif parts == 1 and bm <= LARGEST_PRODUCED and not 0 < group < TILE_WIDTH and _unpacks_in_few(pack, bm):
         held //= 2
@@ -165,37 +161,20 @@ def _power_of_two(most: int) -> int:
 
 def table_bytes(pack: PackLayout) -> int:
     """Return the bytes of the table of pairs of a codebook's values, in a copy for each of 32 banks."""
-    return 4 * 32 << 2 * pack.dtype.nbits if pack.dtype.is_codebook else 0
+    return 4 * 32 << 2 * pack.dtype.nbits if _is_looked_up(pack) else 0
+
+
+def _is_looked_up(pack: PackLayout) -> bool:
+    """Whether values come out of a table."""
+    return pack.bits is None and pack.digits == 1
 
 
 def tile_bytes(form: WeightFormat, activation: DataType, scale: DataType, bm: int, tiles: int = 1) -> int:
     """Return the bytes of shared memory that activations and neighbouring tiles of a weight take for a trip."""
     (rows, width), pack = form.pack.tile, form.pack
-    tables = 0 if isinstance(pack, TritPack) or form.group_size < 0 else width // gcd(form.group_size, width)
+    tables = 0 if form.group_size < 0 else width // gcd(form.group_size, width)
     entry = (form.scale or scale).nbits + 8 * (form.zero_point == "tensor")
     return tiles * (4 * prod(pack.words.shape) + rows * tables * entry // 8) + bm * width * activation.nbits // 8
-
-
-@cache
-def ternary_constants(
-    form: WeightFormat, activation: DataType, scale: DataType, bm: int, bias: bool, split: int
-) -> dict[str, Any]:
-    """Choose those of `ternary_matmul`."""
-    on_cpu = form.pack.device == "cpu"
-    compute = F32 if on_cpu else BF16 if activation == F32 else activation
-    return {
-        "XT": activation,
-        "YT": activation,
-        "CT": compute,
-        "PARTS": activation_parts(activation, compute),
-        "ST": scale,
-        "PACK": form.pack,
-        "BM": bm,
-        "GROUP": max(form.group_size, 0),
-        "BIAS": bias,
-        "STAGES": 0 if on_cpu else _stages(form.pack, tile_bytes(form, activation, scale, bm)),
-        "SPLIT": split,
-    }
 
 
 def _stages(pack: PackLayout, trip: int) -> int:

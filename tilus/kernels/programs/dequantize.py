@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tilus.dtypes import DataType, f32, i32, u32
+from tilus.kernels.programs.digits import after, numbers
 from tilus.kernels.programs.pieces import decode, weight_views
-from tilus.kernels.programs.ternary_matmul import after, numbers
 from tilus.lang import block_id, cdiv, global_view, launch, load_global, ptr, static_range, store_global, view
 from tilus.runtime.kernel import kernel
 from tilus.runtime.weights.packing import PackLayout
@@ -62,7 +62,7 @@ def dequantize_ternary(
     PACK: PackLayout,
     GROUP: int,  # weights along K that share a scale, a multiple of the fragment's width; 0: all do
 ):
-    """Write (digit - 1) * scale for weights of five digits a byte; see `ternary_matmul`."""
+    """Write (digit - 1) * scale for weights of five digits a byte; see `digits`."""
     (BN, BK), words, width = PACK.tile, PACK.words, PACK.fragment.shape[1]
     launch(blocks=(cdiv(n, BN), cdiv(k, BK)), warps=PACK.warps)
     row, t = block_id(0) * BN, block_id(1)

@@ -59,6 +59,14 @@ def product(weight, tile, acc, CT, PARTS):
 
 
 @inline
+def by_lane(tile, PACK):
+    """Return a table's values [SLICES, ..., rows] as [SLICES, rows, 1], each tile's rows in the order of products."""
+    SLICES, ROWS = tile.shape[0], tile.shape[-1]
+    lanes = tile.reshape((SLICES * ROWS // PACK.tile[0], PACK.tile[0] // PACK.interleave, PACK.interleave))
+    return lanes.mT.reshape((SLICES, ROWS, 1))
+
+
+@inline
 def follow():
     """Wait for the kernels before this one, and let the next one start while this one ends."""
     grid_dependency_wait()

@@ -12,7 +12,8 @@ from __future__ import annotations
 from math import gcd
 
 from tilus.dtypes import DataType, f32, i32, u32
-from tilus.kernels.programs.pieces import finish, follow, product, share_of
+from tilus.kernels.programs.digits import multiply_digits, whole
+from tilus.kernels.programs.pieces import by_lane, finish, follow, product, share_of
 from tilus.lang import (
     alloc_shared,
     block_id,
@@ -102,21 +103,23 @@ def fetch_table(shared, table, row, part, t, most, trips, stage, BK, GROUP, EVEN
 
     A group that ends beyond the part's last trip is there for later ones too: those are sent beyond the table.
     """
-    (SLICES, COLUMNS, ROWS), trip = shared.shape[1:], part * most + t
-    if GROUP * COLUMNS == BK and (EVEN or SLICES > 1):
-        place = (part, t, 0, 0, row) if EVEN else (trip * SLICES, 0, row)
+    SLICES, COLUMNS, ROWS = shared.shape[1:]
+    first = (part * most + t) * SLICES
+    if len(table.shape) > 2:
+        place = (part, t, 0, 0, row) if EVEN else (first, 0, row)
         copy_async(shared, table, src_offset=place, dst_offset=(stage, 0, 0, 0), shape=shared.shape[1:])
     else:
-        for column in static_range(COLUMNS):
-            group = (trip * BK + column * (BK // COLUMNS)) // GROUP
-            if GROUP * COLUMNS != BK:
-                group += maximum(t + 1 - trips, 0) * table.shape[0]
-            copy_async(shared, table, src_offset=(group, row), dst_offset=(stage, 0, column, 0), shape=(1, ROWS))
+        for s in static_range(SLICES):
+            for column in static_range(COLUMNS):
+                group = ((first + s) * BK + column * (BK // COLUMNS)) // GROUP
+                if GROUP * COLUMNS != BK:
+                    group += maximum(t + 1 - trips, 0) * table.shape[0]
+                copy_async(shared, table, src_offset=(group, row), dst_offset=(stage, s, column, 0), shape=(1, ROWS))
 
 
 @inline
-def table_view(table, n, groups, part, most, count, BK, SLICES, SPLIT, GROUP, EVEN):
-    """View a table [groups, n] by part of K and trip if trips are whole, else by tile, if groups end where tiles do.
+def table_view(table, n, groups, part, most, count, BK, SLICES, SPLIT, GROUP, EVEN, WHOLE):
+    """View a table [groups, n] by part of K and trip if trips are whole, by tile if groups end where tiles do.
 
     It ends where the part ends: copies past it bring zeros, and are none that a block could leave under way.
     """
@@ -126,9 +129,16 @@ def table_view(table, n, groups, part, most, count, BK, SLICES, SPLIT, GROUP, EV
         strides = (most * step, step, each * n, n, 1)
         return global_view(table, shape=(SPLIT, count, SLICES, each, n), strides=strides)
     ends = minimum(groups, cdiv((part * most + count) * SLICES * BK, GROUP)) if SPLIT > 1 else groups
-    if each and SLICES > 1:
+    if SLICES > 1 and (each == 1 or (each and WHOLE)):
         return global_view(table, shape=(ends // each, each, n))
     return global_view(table, shape=(ends, n))
+
+
+@inline
+def views_of(tables, n, groups, part, most, count, operands, BK, SLICES, SPLIT, GROUP, EVEN, WHOLE):
+    """Return the views of weights and activations, and then those of tables."""
+    each = [table_view(x, n, groups, part, most, count, BK, SLICES, SPLIT, GROUP, EVEN, WHOLE) for x in tables]
+    return (*operands, *each)
 
 
 @inline
@@ -144,14 +154,6 @@ def zeros_of_rows(zero_points, row, n, PACK, SLICES, TILES):
     """Return the zero points that all of K shares, for the slices of a trip."""
     table = global_view(zero_points, shape=(SLICES, n), strides=(0, 1))
     return by_lane(load_global(table, offset=(0, row), shape=(SLICES, TILES * PACK.tile[0])), PACK)
-
-
-@inline
-def by_lane(tile, PACK):
-    """Return a table's values [SLICES, ..., rows] as [SLICES, rows, 1], each tile's rows in the order of products."""
-    SLICES, ROWS = tile.shape[0], tile.shape[-1]
-    lanes = tile.reshape((SLICES * ROWS // PACK.tile[0], PACK.tile[0] // PACK.interleave, PACK.interleave))
-    return lanes.mT.reshape((SLICES, ROWS, 1))
 
 
 @inline
@@ -192,24 +194,20 @@ def sums_of_rows(acc, PACK, CLUSTERED):
 def sliced_matmul(
     x: ptr[XT], w: ptr[u32], scales: ptr[ST], zero_points: ptr[ZT], bias: ptr[XT],
     y: ptr[f32 if SPLIT > 1 and not CLUSTERED else YT], m: i32, n: i32, k: i32, groups: i32, tensor_scale: f32, *,
-    XT: DataType,  # x and bias
-    YT: DataType,  # y, unless it has sums over shares of K
+    XT: DataType, YT: DataType,  # x and bias; y, unless it has sums over shares of K
     CT: DataType,  # what is multiplied
     PARTS: int,  # numbers of that type that an activation is the sum of
-    ST: DataType,
-    ZT: DataType,
-    PACK: PackLayout,
-    BM: int,
+    ST: DataType, ZT: DataType,
+    PACK: PackLayout, BM: int,
     GROUP: int,  # weights along K that share a scale; 0: all do
     STEP: int,  # weights along K multiplied at once: divides GROUP and the tile
     ZERO: str,  # "none", "half" (2^(bits-1)) or "tensor"
     SCALED: bool, BIAS: bool,  # whether there are a tensor scale and a bias
     ACTIVATION: str = "none",
-    SLICES: int,  # tiles along K that the warps share in a trip
-    STAGES: int,  # trips in shared memory
+    SLICES: int, STAGES: int,  # tiles along K that the warps share in a trip; trips in shared memory
     TILES: int = 1, WARPS: int = 4,  # tiles along N that the warps share, and these
     PRODUCERS: int = 0,  # warps more that only copy, 0 or 1
-    EVEN: bool,  # whether every trip is a whole one: K is a multiple of SLICES tiles
+    EVEN: bool, WHOLE: bool = False,  # whether K is a multiple of SLICES tiles, of one tile
     SPLIT: int,  # blocks that share K
     CLUSTERED: int = 0,  # whether they are a cluster, which adds up their sums, 0 or 1
 ):  # fmt: skip
@@ -224,26 +222,30 @@ def sliced_matmul(
     row, (most, count) = tile_n * BN, share_of(part, cdiv(k, SLICES * BK), SPLIT)
     gw, gx = operand_views(w, x, m, n, k, part, most, count, PACK, SLICES, SPLIT, EVEN)
     tables = tables_of(scales, zero_points, GROUP, ZERO)
-    views = (gw, gx, *[table_view(x, n, groups, part, most, count, BK, SLICES, SPLIT, GROUP, EVEN) for x in tables])
+    views = views_of(tables, n, groups, part, most, count, (gw, gx), BK, SLICES, SPLIT, GROUP, EVEN, WHOLE)
     sw, sx = alloc_shared(u32, (STAGES, *words.shape)), alloc_shared(XT, (STAGES, SLICES, BM, BK))
     columns = BK // gcd(GROUP, BK)
     stages = (sw, sx, *[alloc_shared(x.dtype, (STAGES, SLICES, columns, TILES * BN)) for x in tables])
     begin(stages, views, tile_n, col, part, most, PACK, TILES, GROUP, EVEN, PRODUCERS)
     zero = zeros_of_rows(zero_points, row, n, PACK, SLICES, TILES) if ZERO == "tensor" and not GROUP else 0
     acc = zeros((SLICES, TILES * BN, BM), f32)
+    less = zeros((SLICES, max(WARPS // SLICES, 1) * 16, BM), f32) if PACK.digits > 1 else 0
     stage, free = 0, STAGES - 1
     for t in range(count):
         wait_group(STAGES - 2)
         sync()  # trip t is there for all threads, and all have left trip t - 1, whose stage is filled next
         fetch(stages, views, tile_n, col, part, t + (STAGES - 1), most, free, PACK, TILES, GROUP, EVEN, PRODUCERS)
         packed = load_shared(sw, offset=(stage, 0, 0, 0, 0), shape=words.shape, layout=words)
-        codes = view(packed, PACK.dtype, fragment, bits)
-        acc = multiply(codes, stages, stage, zero, acc, CT, PARTS, PACK, GROUP, STEP, ZERO)
+        if PACK.digits > 1:
+            acc, less = multiply_digits(packed, stages, stage, acc, less, CT, PARTS, PACK, fragment, GROUP)
+        else:
+            codes = view(packed, PACK.dtype, fragment, bits)
+            acc = multiply(codes, stages, stage, zero, acc, CT, PARTS, PACK, GROUP, STEP, ZERO)
         free = stage
         stage += 1
         if stage == STAGES:
             stage = 0
-    rows = sums_of_rows(acc, PACK, CLUSTERED)
+    rows = sums_of_rows(whole(acc, less, CT, GROUP) if PACK.digits > 1 else acc, PACK, CLUSTERED)
     if alone:
         shared = global_view(scales, shape=(n, groups), strides=(1, n))
         rows = finish(rows, shared, tensor_scale, bias, row, n, GROUP, SCALED, BIAS, ACTIVATION)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tilus.dtypes import DataType, f32, u32
-from tilus.kernels.programs.ternary_matmul import after, numbers
+from tilus.kernels.programs.digits import after, numbers
 from tilus.lang import global_view, launch, load_global, ptr, static_range, store_global
 from tilus.runtime.kernel import kernel
 from tilus.runtime.weights.packing import PackLayout

@@ -111,6 +111,11 @@ class PackLayout:
         return local(self.vectors, 1, 1) * spatial(1, threads, 1) * local(1, 1, self.vector)
 
     @property
+    def digits(self) -> int:
+        """How many codes a lane of the words holds in a way that takes them out one after the other; else 1."""
+        return 1
+
+    @property
     def warps(self) -> int:
         """Warps of a block that holds a tile."""
         return max(self.fragment.num_threads // WARP, 1)
@@ -136,7 +141,7 @@ class PackLayout:
         -------
         words, fragment : RegisterLayout
             Of shapes (tiles * slices, *words) and (slices, tiles * n, k), the rows of a tile in the order in which they
-            are multiplied.
+            are multiplied; k is that of one digit.
         bits : BitLayout or None
             Of a thread's words.
         """
@@ -147,7 +152,7 @@ class PackLayout:
         held = self.warps // side  # a warp has its own rows, and others'
         lanes = local(1, self.vectors, 1, 1) * spatial(1, 1, WARP, 1) * local(1, 1, 1, self.vector)
         words = local(own, 1, 1, 1) * spatial(count, 1, side, 1) * local(1, 1, held, 1) * lanes
-        steps = self.tile[1] // FRAGMENT.shape[1]
+        steps = self.fragment.shape[1] // FRAGMENT.shape[1]
         slots = 1 if self.bits is None else self.bits.num_slots
         shares = local(own, 1, 1) * spatial(count, side, 1) * local(1, held, 1)
         fragment = local(1, 1, slots) * shares * local(1, 1, steps // slots) * FRAGMENT.unsqueeze(0)
@@ -264,7 +269,7 @@ def _small_tile(pack: type[PackLayout], kind: DataType, device: Device) -> PackL
     """Return an order whose fragment is as narrow as the smallest group: any group is a whole number of them."""
     if device == "cpu":
         return pack(kind, local(4, 1) * spatial(1, host_target().lanes), 1)
-    return pack(kind, spatial(WARPS, 1) * FRAGMENT, 4)
+    return pack(kind, _neighbours(spatial(WARPS, 1) * FRAGMENT), 4)
 
 
 @cache

@@ -39,6 +39,11 @@ class TritPack(PackLayout):
         return n, width * DIGITS * SLOTS
 
     @property
+    def digits(self) -> int:
+        """Digits that are taken out of a lane, one after the other."""
+        return DIGITS * SLOTS
+
+    @property
     def vectors(self) -> int:
         """Vectors of a thread's words."""
         return self.fragment.local_size // (2 * self.vector)
