@@ -66,6 +66,11 @@ def test_every_architecture_activation_and_batch_tile(case):
     check_resources(compiled(name, name[0] == "u", arch, **case))
 
 
+@pytest.mark.parametrize(("name", "arch", "group"), [("u4", "sm_90a", 96), ("u3", "sm_80", 96), ("u4", "sm_80", 48)])
+def test_groups_that_end_within_tiles_leave_room_for_their_zero_points(name, arch, group):
+    check_resources(compiled(name, True, arch, group=group))
+
+
 @pytest.mark.parametrize("arch", ARCHES)
 @pytest.mark.parametrize("name", ["u4", "u3", "f6e3m2"])
 def test_tensor_cores_do_the_products(name, arch):

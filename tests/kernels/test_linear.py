@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -134,6 +135,16 @@ def test_a_truncated_state_is_refused():
     state = quantized.state_dict()
     with pytest.raises(RuntimeError, match="words"):
         quantized.load_state_dict({**state, "words": state["words"][:-1]})
+
+
+def test_weights_in_an_order_of_another_device_or_of_earlier_are_repacked():
+    linear, quantized = layer("f4e1m2")
+    weight = quantized.weight
+    earlier = replace(weight.format.pack, stored=None)
+    for pack in (native_pack(weight.dtype, "cuda"), earlier):
+        again = tilus.QuantLinear(weight.repack(pack), linear.bias)
+        assert again.weight.format == weight.format
+        right(again, torch.randn(2, 100))
 
 
 def test_device_moves_repack():

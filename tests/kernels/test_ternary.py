@@ -8,9 +8,10 @@ import pytest
 import tilus
 from tests.tolerance import numpy_type
 from tilus import simt
-from tilus.dtypes import dtype
+from tilus.dtypes import block_scaled, dtype
 from tilus.errors import LayoutError
 from tilus.kernels.cast_cost import TRITS
+from tilus.kernels.dequantize import expand
 from tilus.kernels.programs.ternary_cast import ternary_cast
 from tilus.layouts import local, spatial
 from tilus.runtime.weights import PackLayout, TritPack, native_pack
@@ -100,6 +101,20 @@ def test_the_cast_whose_instructions_are_counted(to, unit, offset, values):
     simt.run(kernel.ptx, kernel.resources.kernel, [words, out], 1, 32).check()
     np.testing.assert_array_equal(dtype(to).decode(out), codes - 1.0 if values else offset + unit * codes)
     assert len({int(byte) for byte in words.view(np.uint8).reshape(-1)}) == 3**5
+
+
+@pytest.mark.parametrize("target", ["cpu", "simt:sm_90a"])
+def test_a_tensor_scale_is_not_forgotten(target):
+    kind = block_scaled("t1.6", 32, "f8e4m3", tensor_scale="f32")
+    with tilus.knobs.scope(target=target):
+        w = tilus.quantize(WEIGHT * np.float32(0.01), kind, 32)
+        x = np.random.default_rng(1).integers(-2, 3, (4, 330)).astype(np.float32)
+        like = np.empty(1, np.float32)
+        matrix = expand(like, w.words, w.scales, w.zero_points, w.format, *w.shape)
+        assert w.format.tensor_scale != 1.0
+        np.testing.assert_array_equal(matrix, w.dequantize("f32"))
+        exact = x.astype(float) @ w.dequantize("f64").T
+        np.testing.assert_allclose(tilus.matmul(x, w), exact, rtol=0, atol=1e-6 * np.abs(exact).max())
 
 
 def test_five_to_a_byte_and_files(tmp_path):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tilus.kernels.candidates import Configuration
-from tilus.kernels.programs import add_parts, ternary_matmul
+from tilus.kernels.programs import add_parts
 from tilus.runtime.arguments import element_type, is_torch
 from tilus.runtime.kernel import BoundKernel
 from tilus.runtime.weights.weight import WeightFormat
@@ -65,8 +65,6 @@ class Operands:
         """
         result = self.y if kernels.adder is None else self.sums(kernels.split)
         args = self.arguments(result)
-        if kernels.product.definition is ternary_matmul.definition:  # has neither zero points nor a tensor scale
-            args = (*args[:3], *args[4:-1])
         product = kernels.product, args
         return [product] if kernels.adder is None else [product, self.adding(kernels.adder, result)]
 

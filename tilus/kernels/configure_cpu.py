@@ -53,9 +53,9 @@ def panel_constants(form: WeightFormat, activation: DataType, scale: DataType, b
 @cache
 def ternary_constants(form: WeightFormat, activation: DataType, scale: DataType, bm: int, bias: bool) -> dict[str, Any]:
     """Return those of `ternary_matmul`."""
-    names = ("XT", "YT", "ST", "PACK", "BM", "GROUP", "BIAS")
-    every = operand_constants(form, activation, scale, bm, bias)
-    return {name: every[name] for name in names}
+    constants = operand_constants(form, activation, scale, bm, bias)
+    del constants["ZERO"]  # digits have no zero points
+    return constants
 
 
 def takes_fixed(form: WeightFormat) -> bool:

@@ -126,20 +126,21 @@ def rows_of_warp(form: WeightFormat, activation: DataType, bm: int) -> int:
 
     That are activations, sums of them, and the loop itself.
     """
-    pack, compute, group = form.pack, compute_dtype(form.dtype, activation), form.group_size
+    pack, compute = form.pack, compute_dtype(form.dtype, activation)
     rows, width = pack.tile
+    span = gcd(max(form.group_size, 0), width)  # columns that share a scale
     least = rows // pack.warps
     if compute == F32:
         return least  # multiply-adds take registers enough
     parts = activation_parts(activation, compute)
     held = bm * parts * (width if pack.digits == 1 else TILE_WIDTH)
-    if form.zero_point == "tensor" and 0 < group <= TILE_WIDTH // 4:
+    if form.zero_point == "tensor" and span <= TILE_WIDTH // 4:
         held *= 2  # many zero points
     elif _is_looked_up(pack) or (pack.bits is not None and not forms(form.dtype, compute)):
         held *= 2  # addresses in a table, or codes in two parts
     elif parts == 2 and bm > BATCH_TILES[0]:
         held //= 2  # few columns at a time
-    elif parts == 1 and bm <= LARGEST_PRODUCED and not 0 < group < TILE_WIDTH and _unpacks_in_few(pack, bm):
+    elif parts == 1 and bm <= LARGEST_PRODUCED and span >= TILE_WIDTH and _unpacks_in_few(pack, bm):
         held //= 2
     return min(max(_power_of_two(WARP_ROOM // held), least), 2 * rows)
 

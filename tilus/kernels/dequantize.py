@@ -36,11 +36,8 @@ def expand(model: Any, words: Any, scales: Any, zero_points: Any | None, form: W
         assert scale is not None, "check_operands ran"
         any_scale = form if form.tensor_scale == 1.0 else replace(form, tensor_scale=2.0)  # one kernel for all
         launch = _kernel(any_scale, kind, scale)
-        if form.dtype.name in PACKS:
-            launch(words, scales, y, n, k, form.groups(k))
-        else:
-            zeros = words if zero_points is None else zero_points  # any array: it is not read
-            launch(words, scales, zeros, y, n, k, form.groups(k), form.tensor_scale)
+        zeros = words if zero_points is None else zero_points  # any array: it is not read
+        launch(words, scales, zeros, y, n, k, form.groups(k), form.tensor_scale)
     return y
 
 

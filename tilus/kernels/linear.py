@@ -12,6 +12,7 @@ from tilus.dtypes import DataType
 from tilus.errors import LaunchError
 from tilus.kernels import torch_ops  # noqa: F401  registers torch.ops.tilus
 from tilus.kernels.epilogues import result_columns
+from tilus.runtime.targets import code_device
 from tilus.runtime.weights.packing import PackLayout, native_pack, native_packs
 from tilus.runtime.weights.quantize import quantize
 from tilus.runtime.weights.weight import QuantizedWeight, WeightFormat
@@ -57,6 +58,8 @@ class QuantLinear(torch.nn.Module):
         if bias is not None and tuple(bias.shape) != (self.out_features,):
             raise LaunchError(f"bias must have shape [{self.out_features}], got {list(bias.shape)}")
         result_columns(activation, self.out_features)
+        place = weight.words.device.type
+        weight = weight.packed_for(code_device(place)) if place in ("cpu", "cuda") else weight
         self.activation = activation
         self.weight_dtype = weight.weight_dtype
         self.format = weight.format_text

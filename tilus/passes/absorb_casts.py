@@ -49,7 +49,6 @@ from tilus.passes.weight_numbers import FRAGMENT_ROWS, Numbers, Pair, Range, Ter
 from tilus.passes.weights import BYTE, Weights, counts_to, find_weights, single_definitions
 
 LEAST_F16 = 2.0**-24
-ROUNDED_UP = 1 + 2.0**-8  # by how much a cast to bf16, or to what is finer, may enlarge a number
 ONES = (1.0, 1.0)
 _OTHER_HALF = {f16: bf16, bf16: f16}
 
@@ -171,11 +170,12 @@ class _Absorber:
         match self.made.get(x):
             case InstStmt(inst=Transpose(x=y)):
                 return self.greatest(y)
-            case InstStmt(inst=Cast(x=y)):
-                return min(self.greatest(y) * ROUNDED_UP, bound)
+            case InstStmt(inst=Cast(x=y, dtype=Float(mantissa_bits=bits))):
+                return min(self.greatest(y) * (1 + 2.0 ** (-1 - bits)), bound)  # if it is rounded up
             case InstStmt(inst=Elementwise(op="sub", args=(Tensor() as y, Tensor() as z))):
-                same = self.uncast(y) == self.uncast(z)  # what a cast has rounded off is less than what it was given
-                return min(self.greatest(y) + (0.0 if same else self.greatest(z)), bound)
+                source = self.uncast(y)
+                rounded = source in self.made and source == self.uncast(z)  # what is rounded off is less than that
+                return min(self.greatest(y) + (0.0 if rounded else self.greatest(z)), bound)
             case _:
                 return bound
 

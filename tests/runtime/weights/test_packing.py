@@ -117,7 +117,7 @@ def test_what_cannot_be_packed():
         PackLayout.parse("u4 | local(1, 32)")
     with pytest.raises(TilusError):
         PackLayout.parse("u4 | sideways(1, 32) | 4")
-    for text in ("f4e2m1 as i4", "f4e1m2 as i5", "u4 as i4"):
+    for text in ("f4e2m1 as i4", "f4e1m2 as i5", "u4 as i4", "t1.6 as i2"):
         with pytest.raises(TilusError, match="are not stored as"):
             PackLayout.parse(f"{text} | local(1, 32) | 4")
 
@@ -135,6 +135,6 @@ def test_floats_with_one_bit_of_exponent_are_multiplied_as_integers(bits, device
 
 
 def test_a_codebook_of_the_user_has_a_text_with_its_table():
-    for name in ("b1", "a | b", 'q"(uo)te'):
+    for name in ("b1", "a | b", 'q"(uo)te', "levels as i4"):
         pack = native_pack(codebook(name, [-1, 1]), "cuda")
         assert PackLayout.parse(str(pack)) == pack

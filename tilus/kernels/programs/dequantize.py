@@ -52,15 +52,19 @@ def dequantize(
 def dequantize_ternary(
     w: ptr[u32],
     scales: ptr[ST],
+    zero_points: ptr[ZT],
     y: ptr[YT],
     n: i32,
     k: i32,
     groups: i32,
+    tensor_scale: f32,
     *,
     YT: DataType,
     ST: DataType,
+    ZT: DataType,
     PACK: PackLayout,
     GROUP: int,  # weights along K that share a scale, a multiple of the fragment's width; 0: all do
+    SCALED: bool,
 ):
     """Write (digit - 1) * scale for weights of five digits a byte; see `digits`."""
     (BN, BK), words, width = PACK.tile, PACK.words, PACK.fragment.shape[1]
@@ -75,4 +79,6 @@ def dequantize_ternary(
         start = t * BK + j * width
         scale = load_global(gs, offset=(row, start // GROUP if GROUP else 0), shape=(BN, 1)).to(f32)
         weight = (numbers(lanes, f32, PACK.fragment) * 65536.0 - 1.0) * scale
+        if SCALED:
+            weight = weight * tensor_scale
         store_global(gy, weight.to(YT), offset=(row, start))

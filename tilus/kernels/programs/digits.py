@@ -33,25 +33,25 @@ def numbers(lanes, CT, FRAGMENT):
 
 
 @inline
-def multiply_digits(packed, stages, stage, acc, less, CT, PARTS, PACK, FRAGMENT, GROUP):
-    """Return acc with a trip's ternary digits, times its activations, added, and `less` with what that is too much by.
+def multiply_digits(packed, stages, stage, acc, CT, PARTS, PACK, FRAGMENT, GROUP, WARPS):
+    """Return acc with a trip's ternary digits, times its activations, added, in units of `UNITS`.
 
-    `less` is as many rows as each warp multiplies by at once: all rows of a warp have the same. With groups it is taken
-    off where their digits are.
+    What the numbers are too much by is taken off first, by a product with as many rows as each warp multiplies at once:
+    it is the same for all of its rows.
     """
     sx, tables, ROWS = stages[1], stages[2:], acc.shape[1]
     (SLICES, BM, BK), WIDTH = sx.shape[1:], FRAGMENT.shape[2]
-    ones = full((SLICES, less.shape[1], WIDTH), -ONE[CT], CT)
+    SHARING = max(WARPS // SLICES, 1) * 16
+    ones = full((SLICES, SHARING, WIDTH), -ONE[CT], CT)
     span = gcd(GROUP, BK) // WIDTH if GROUP else PACK.digits  # digits that share a scale
     lanes = packed
     for first in static_range(0, PACK.digits, span):
         places = [(stage, 0, 0, (first + j) * WIDTH) for j in static_range(span)]
         tiles = [load_shared(sx, offset=place, shape=(SLICES, BM, WIDTH)) for place in places]
-        if GROUP:
-            less = zeros(less.shape, f32)
+        less = zeros((SLICES, SHARING, BM), f32)
         for tile in tiles:
             less = product(ones, tile, less, CT, PARTS)
-        part = with_rest(full(acc.shape, -0.0, f32), less) if GROUP else acc
+        part = with_rest(full(acc.shape, -0.0, f32) if GROUP else acc, less)
         for j in static_range(span):
             lanes = after(lanes, packed, first + j)
             part = product(numbers(lanes, CT, FRAGMENT), tiles[j], part, CT, PARTS)
@@ -59,7 +59,7 @@ def multiply_digits(packed, stages, stage, acc, less, CT, PARTS, PACK, FRAGMENT,
             scale = load_shared(tables[0], offset=(stage, 0, first // span, 0), shape=(SLICES, 1, ROWS))
             part = acc + part * by_lane(scale, PACK).to(f32)
         acc = part
-    return acc, less
+    return acc
 
 
 @inline
@@ -68,9 +68,3 @@ def with_rest(acc, less):
     (SLICES, ROWS, BM), SHARING = acc.shape, less.shape[1] // 16
     by_warp = acc.reshape((SLICES, SHARING, ROWS // (SHARING * 16), 16, BM))
     return (by_warp + less.reshape((SLICES, SHARING, 1, 16, BM))).reshape(acc.shape)
-
-
-@inline
-def whole(acc, less, CT, GROUP):
-    """Return what `multiply_digits` has added up, as a sum of values."""
-    return (acc if GROUP else with_rest(acc, less)) * UNITS[CT]

@@ -12,7 +12,7 @@ from __future__ import annotations
 from math import gcd
 
 from tilus.dtypes import DataType, f32, i32, u32
-from tilus.kernels.programs.digits import multiply_digits, whole
+from tilus.kernels.programs.digits import UNITS, multiply_digits
 from tilus.kernels.programs.pieces import by_lane, finish, follow, product, share_of
 from tilus.lang import (
     alloc_shared,
@@ -229,7 +229,6 @@ def sliced_matmul(
     begin(stages, views, tile_n, col, part, most, PACK, TILES, GROUP, EVEN, PRODUCERS)
     zero = zeros_of_rows(zero_points, row, n, PACK, SLICES, TILES) if ZERO == "tensor" and not GROUP else 0
     acc = zeros((SLICES, TILES * BN, BM), f32)
-    less = zeros((SLICES, max(WARPS // SLICES, 1) * 16, BM), f32) if PACK.digits > 1 else 0
     stage, free = 0, STAGES - 1
     for t in range(count):
         wait_group(STAGES - 2)
@@ -237,7 +236,7 @@ def sliced_matmul(
         fetch(stages, views, tile_n, col, part, t + (STAGES - 1), most, free, PACK, TILES, GROUP, EVEN, PRODUCERS)
         packed = load_shared(sw, offset=(stage, 0, 0, 0, 0), shape=words.shape, layout=words)
         if PACK.digits > 1:
-            acc, less = multiply_digits(packed, stages, stage, acc, less, CT, PARTS, PACK, fragment, GROUP)
+            acc = multiply_digits(packed, stages, stage, acc, CT, PARTS, PACK, fragment, GROUP, WARPS)
         else:
             codes = view(packed, PACK.dtype, fragment, bits)
             acc = multiply(codes, stages, stage, zero, acc, CT, PARTS, PACK, GROUP, STEP, ZERO)
@@ -245,7 +244,7 @@ def sliced_matmul(
         stage += 1
         if stage == STAGES:
             stage = 0
-    rows = sums_of_rows(whole(acc, less, CT, GROUP) if PACK.digits > 1 else acc, PACK, CLUSTERED)
+    rows = sums_of_rows(acc * UNITS[CT] if PACK.digits > 1 else acc, PACK, CLUSTERED)
     if alone:
         shared = global_view(scales, shape=(n, groups), strides=(1, n))
         rows = finish(rows, shared, tensor_scale, bias, row, n, GROUP, SCALED, BIAS, ACTIVATION)

@@ -12,14 +12,15 @@ from tilus.runtime.weights.packing import PackLayout
 
 @kernel
 def ternary_matmul(
-    x: ptr[XT], w: ptr[u32], scales: ptr[ST], bias: ptr[XT], y: ptr[YT], m: i32, n: i32, k: i32, groups: i32, *,
+    x: ptr[XT], w: ptr[u32], scales: ptr[ST], zero_points: ptr[ZT], bias: ptr[XT], y: ptr[YT],
+    m: i32, n: i32, k: i32, groups: i32, tensor_scale: f32, *,
     XT: DataType,  # x and bias
     YT: DataType,
-    ST: DataType,
+    ST: DataType, ZT: DataType,
     PACK: PackLayout,
     BM: int,
     GROUP: int,  # weights along K that share a scale, a multiple of the fragment's width; 0: all do
-    BIAS: bool,
+    SCALED: bool, BIAS: bool,  # whether there are a tensor scale and a bias
     ACTIVATION: str = "none",
 ):  # fmt: skip
     """Multiply activations [m, k] by a packed weight [n, k]; scales are [groups, n]."""
@@ -41,5 +42,5 @@ def ternary_matmul(
                 scale = load_global(gs, offset=(row, (t * BK + j * width) // GROUP), shape=(BN, 1)).to(f32)
                 part = acc + part * scale
             acc = part
-    acc = finish(acc, gs, 1.0, bias, row, n, GROUP, False, BIAS, ACTIVATION)
+    acc = finish(acc, gs, tensor_scale, bias, row, n, GROUP, SCALED, BIAS, ACTIVATION)
     store_global(global_view(y, shape=(n, m), strides=(1, n)), acc.to(YT), offset=(row, col))

@@ -16,6 +16,7 @@ integer, in two's complement, which takes fewer instructions to unpack than a si
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from functools import cache
 from math import gcd, prod
@@ -37,7 +38,7 @@ FRAGMENT = column_local(2, 2) * spatial(8, 4) * local(1, 2)
 WARPS = 4
 WARP = 32
 _BITS = " | bits("  # between a name that may hold anything and the bit layout
-_AS = " as "
+_STORED = re.compile(r"(.+) as (i\d)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +164,7 @@ class PackLayout:
 
     def __str__(self) -> str:
         places = "" if self.bits is None else f" | {self.bits}"
-        stored = "" if self.stored is None else f"{_AS}{self.stored}"
+        stored = "" if self.stored is None else f" as {self.stored}"
         return f"{dtype_text(self.dtype)}{stored} | {self.fragment} | {self.vector}{places}"
 
     @staticmethod
@@ -174,8 +175,8 @@ class PackLayout:
         if len(parts) != 3 or not parts[2].isdigit():
             raise LayoutError(f"expected 'type | layout | words' or 'type | layout | words | bits', got {text!r}")
         bits = parse_bits("bits(" + places) if mark else None
-        name, _, stored = parts[0].partition(_AS)
-        kind, held = parse_dtype(name), parse_dtype(stored) if stored else None
+        stored = _STORED.fullmatch(parts[0])
+        kind, held = parse_dtype(stored[1] if stored else parts[0]), dtype(stored[2]) if stored else None
         return PACKS.get(kind.name, PackLayout)(kind, parse(parts[1]), int(parts[2]), bits, held)
 
     def grid(self, n: int, k: int) -> tuple[int, int]:

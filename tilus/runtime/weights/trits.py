@@ -27,6 +27,8 @@ class TritPack(PackLayout):
     """How ternary digits are packed; `fragment` is the layout of one digit of one slot, two lanes to a word."""
 
     def __post_init__(self) -> None:
+        if self.stored is not None:
+            raise LayoutError(f"digits of {self.dtype} are not stored as {self.stored}")
         if len(self.fragment.shape) != 2 or self.fragment.local_size % (2 * self.vector) or self.bits is not None:
             raise LayoutError(
                 f"{self.fragment} has {self.fragment.local_size} lanes a thread, no multiple of 2 x {self.vector} words"
