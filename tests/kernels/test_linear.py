@@ -97,7 +97,7 @@ def test_a_state_made_on_another_device_is_repacked():
     x = torch.randn(3, 100)
     state = quantized.state_dict()
     elsewhere = quantized.weight.repack(native_pack(quantized.weight.dtype, "cuda"))
-    text = tilus.QuantLinear(elsewhere).get_extra_state()
+    text = torch.frombuffer(bytearray(f"{elsewhere.format_text} | shape 21 100".encode()), dtype=torch.uint8)
     _, other = layer(seed=5)
     other.load_state_dict({**state, "words": elsewhere.words, "_extra_state": text})
     assert torch.equal(other.words, quantized.words)

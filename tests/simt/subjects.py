@@ -41,12 +41,13 @@ def _matmul(arch: str) -> list[Shaped]:
 def _quantized(name: str, zero_point: bool, activation: str, tile: int) -> Callable[[str], list[Shaped]]:
     """Scales, activations and bias are any numbers: the unchanged kernel is the reference, so sums need not be exact.
 
-    K ends in every stage of the pipeline, and where the last tile has one group only.
+    K ends in every stage of the pipeline, behind trips that the loop has fetched, and where the last tile has one group
+    only; N where a block has its last rows.
     """
 
     def make(arch: str) -> list[Shaped]:
         found: list[Shaped] = []
-        shapes = [(13, 81, 4 * tile + 17), (8, 64, 6 * tile), *((1, 3, k) for k in range(9, 3 * tile + 32, 32))]
+        shapes = [(13, 121, 12 * tile + 17), (8, 64, 6 * tile), *((1, 3, k) for k in range(9, 3 * tile + 32, 32))]
         for m, n, k in shapes:
             case = {"name": name, "where": arch, "zero_point": zero_point, "m": 8, "group": 32, "shape": (n, k),
                     "activation": activation, "bias": True}  # fmt: skip
