@@ -76,7 +76,7 @@ def cases(draw: st.DrawFn) -> tuple[SharedLayout, RegisterLayout, int, int]:
     return shared, layout, elem_bytes, vector_bytes
 
 
-@settings(max_examples=170)
+@settings(max_examples=100)
 @given(cases(), st.sampled_from([32, 32, 16, 8]))
 def test_counts_are_the_simulators(case: tuple[SharedLayout, RegisterLayout, int, int], lanes: int) -> None:
     shared, register, elem_bytes, vector_bytes = case

@@ -82,7 +82,7 @@ def carried_out(
             return result
 
 
-@settings(max_examples=660)
+@settings(max_examples=390)
 @given(pairs())
 def test_class_and_tables(case: tuple[RegisterLayout, RegisterLayout, int]) -> None:
     src, dst, lanes = case
@@ -95,7 +95,7 @@ def test_class_and_tables(case: tuple[RegisterLayout, RegisterLayout, int]) -> N
         assert (result == flat_index_table(dst)).all()
 
 
-@settings(max_examples=130)
+@settings(max_examples=70)
 @given(pairs())
 def test_shuffles_use_few_rounds(case: tuple[RegisterLayout, RegisterLayout, int]) -> None:
     """At least one round for each local; at most as many as there are pairs (local of src, local of dst)."""

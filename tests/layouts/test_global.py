@@ -36,7 +36,7 @@ def test_row_of_a_product() -> None:
 dense = st.sampled_from([global_row_major, global_column_major])
 
 
-@settings(max_examples=150)
+@settings(max_examples=90)
 @given(st.integers(0, 2), st.data())
 def test_product_is_a_copy_of_the_inner_per_element(rank: int, data: st.DataObject) -> None:
     shape = st.lists(st.integers(1, 3), min_size=rank, max_size=rank)

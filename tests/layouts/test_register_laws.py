@@ -56,7 +56,7 @@ def product_map(f: Map, g: Map, inner_shape: tuple[int, ...]) -> Map:
 # --- the map and its canonical form ---------------------------------------------------------------------------------
 
 
-@settings(max_examples=170)
+@settings(max_examples=100)
 @given(raws())
 def test_layout_has_the_map_of_its_definition(raw: Raw) -> None:
     layout = raw.layout()
@@ -64,7 +64,7 @@ def test_layout_has_the_map_of_its_definition(raw: Raw) -> None:
     assert map_of(layout) == raw.map()
 
 
-@settings(max_examples=200)
+@settings(max_examples=120)
 @given(layouts())
 def test_tables_are_the_map(layout: RegisterLayout) -> None:
     expected = np.array(map_of(layout), dtype=np.int64).reshape(layout.num_threads, layout.local_size, layout.rank)
@@ -77,7 +77,7 @@ def test_tables_are_the_map(layout: RegisterLayout) -> None:
     assert (flat_index_table(layout) == (expected * np.array(strides, dtype=np.int64)).sum(axis=2)).all()
 
 
-@settings(max_examples=170)
+@settings(max_examples=100)
 @given(raws(max_rank=2, max_modes=4), st.data())
 def test_rewritten_modes_are_the_same_object(raw: Raw, data: st.DataObject) -> None:
     """Split modes and replications, insert ones: the map stays, so equality and hash stay."""
@@ -102,7 +102,7 @@ def test_rewritten_modes_are_the_same_object(raw: Raw, data: st.DataObject) -> N
     assert dataclasses.astuple(other) == dataclasses.astuple(layout)
 
 
-@settings(max_examples=400)
+@settings(max_examples=240)
 @given(raws(max_rank=2, max_modes=3, sizes="2223"), st.data())
 def test_equal_exactly_if_the_maps_are_equal(raw: Raw, data: st.DataObject) -> None:
     """The same modes in another order and split: sometimes the same map, sometimes not."""
@@ -162,7 +162,7 @@ def test_copies_and_pickles_are_equal(layout: RegisterLayout) -> None:
     assert again == layout
 
 
-@settings(max_examples=200)
+@settings(max_examples=120)
 @given(layouts())
 def test_locate_is_the_inverse(layout: RegisterLayout) -> None:
     holders: dict[tuple[int, ...], set[tuple[int, int]]] = {}
@@ -192,7 +192,7 @@ def test_scatter_undoes_gather(layout: RegisterLayout) -> None:
 # --- product --------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=170)
+@settings(max_examples=100)
 @given(layout_pairs(**SMALL))
 def test_product_is_a_copy_of_the_inner_per_element_of_the_outer(pair: tuple[RegisterLayout, RegisterLayout]) -> None:
     a, b = pair
@@ -200,7 +200,7 @@ def test_product_is_a_copy_of_the_inner_per_element_of_the_outer(pair: tuple[Reg
     assert (a * b).shape == tuple(m * n for m, n in zip(a.shape, b.shape, strict=True))
 
 
-@settings(max_examples=200)
+@settings(max_examples=120)
 @given(layouts(), layouts(), layouts())
 def test_product_is_associative(a: RegisterLayout, b: RegisterLayout, c: RegisterLayout) -> None:
     assert (a * b) * c == a * (b * c)
@@ -233,7 +233,7 @@ def test_chaining_is_the_product(name: str) -> None:
 # --- quotients ------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=170)
+@settings(max_examples=100)
 @given(layout_pairs())
 def test_division_undoes_the_product(pair: tuple[RegisterLayout, RegisterLayout]) -> None:
     a, b = pair
@@ -265,7 +265,7 @@ def forced_quotient(a: RegisterLayout, b: RegisterLayout, left: bool) -> Map | N
     return table if possible and whole == map_of(a) else None
 
 
-@settings(max_examples=260)
+@settings(max_examples=150)
 @given(st.data())
 def test_division_is_refused_exactly_if_there_is_no_quotient(data: st.DataObject) -> None:
     small = {"max_rank": 2, "max_modes": 3, "max_replicas": 1, "sizes": "22234"}
@@ -292,7 +292,7 @@ def test_division_is_refused_exactly_if_there_is_no_quotient(data: st.DataObject
 # --- other shapes ---------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=200)
+@settings(max_examples=120)
 @given(layouts(), st.data())
 def test_reduce_forgets_coordinates(layout: RegisterLayout, data: st.DataObject) -> None:
     dims = data.draw(st.sets(st.integers(0, layout.rank - 1))) if layout.rank else set[int]()
@@ -318,7 +318,7 @@ def test_reduce_to_drops_leading_dimensions(layout: RegisterLayout) -> None:
         layout.reduce_to((*layout.shape, 7))
 
 
-@settings(max_examples=200)
+@settings(max_examples=120)
 @given(layouts(), st.data())
 def test_permute_permutes_coordinates(layout: RegisterLayout, data: st.DataObject) -> None:
     order = data.draw(st.permutations(range(layout.rank)))
@@ -339,7 +339,7 @@ def shapes_of(numel: int, max_rank: int = 3) -> st.SearchStrategy[tuple[int, ...
     return build()
 
 
-@settings(max_examples=170)
+@settings(max_examples=100)
 @given(layouts(max_modes=4, max_replicas=1, sizes="223"), st.data())
 def test_reshape_keeps_row_major_order_or_is_impossible(layout: RegisterLayout, data: st.DataObject) -> None:
     numel = prod(layout.shape)
@@ -362,7 +362,7 @@ def test_reshape_keeps_row_major_order_or_is_impossible(layout: RegisterLayout, 
     assert reshaped.reshape(layout.shape) == layout
 
 
-@settings(max_examples=170)
+@settings(max_examples=100)
 @given(layouts(max_rank=1, max_modes=4, max_replicas=1, sizes="2346"), st.data())
 def test_a_detour_of_reshapes_changes_nothing(layout: RegisterLayout, data: st.DataObject) -> None:
     """Whatever shape a layout passes through, it can go on to every shape that it could reach directly."""
@@ -417,7 +417,7 @@ def consecutive(values: list[tuple[int, ...]], dim: int) -> bool:
     return values == steps and first[dim] % len(values) == 0
 
 
-@settings(max_examples=200)
+@settings(max_examples=120)
 @given(layouts(), st.data())
 def test_contiguous_run_is_the_widest_vector(layout: RegisterLayout, data: st.DataObject) -> None:
     assume(layout.rank > 0)

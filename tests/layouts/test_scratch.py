@@ -40,7 +40,7 @@ def through_memory(src: RegisterLayout, dst: RegisterLayout, elem_bytes: int) ->
     return result
 
 
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(pairs())
 def test_every_element_arrives(case: tuple[RegisterLayout, RegisterLayout, int]) -> None:
     src, dst, _ = case

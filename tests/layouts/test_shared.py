@@ -55,7 +55,7 @@ def shared_layouts(draw: st.DrawFn) -> SharedLayout:
     return built(draw(raw_modes()), draw(st.none() | swizzles))
 
 
-@settings(max_examples=200)
+@settings(max_examples=120)
 @given(raw_modes(), st.none() | swizzles)
 def test_layout_has_the_offsets_of_its_definition(modes: list[list[tuple[int, int]]], swizzle: Swizzle | None) -> None:
     layout = built(modes, swizzle)
@@ -68,7 +68,7 @@ def test_layout_has_the_offsets_of_its_definition(modes: list[list[tuple[int, in
         assert offset_table(layout)[index] == offset
 
 
-@settings(max_examples=260)
+@settings(max_examples=150)
 @given(st.sampled_from([(4,), (8,), (2, 4), (12,)]), st.data())
 def test_equal_exactly_if_the_offsets_are_equal(shape: tuple[int, ...], data: st.DataObject) -> None:
     def draw_one() -> SharedLayout:
@@ -85,7 +85,7 @@ def test_equal_exactly_if_the_offsets_are_equal(shape: tuple[int, ...], data: st
         assert hash(a) == hash(b)
 
 
-@settings(max_examples=130)
+@settings(max_examples=70)
 @given(
     st.lists(st.sampled_from([1, 2, 3, 4]), max_size=3), st.booleans(), st.lists(st.sampled_from([1, 2, 4]), max_size=3)
 )
@@ -130,7 +130,7 @@ def test_product_that_is_no_single_swizzle_is_refused() -> None:
             a * b
 
 
-@settings(max_examples=200)
+@settings(max_examples=120)
 @given(shared_layouts(), st.data())
 def test_permute_and_unsqueeze_move_coordinates(layout: SharedLayout, data: st.DataObject) -> None:
     order = data.draw(st.permutations(range(layout.rank)))
@@ -139,7 +139,7 @@ def test_permute_and_unsqueeze_move_coordinates(layout: SharedLayout, data: st.D
     assert (offset_table(layout.unsqueeze(place)) == np.expand_dims(offset_table(layout), place)).all()
 
 
-@settings(max_examples=260)
+@settings(max_examples=150)
 @given(shared_layouts(), st.data())
 def test_reshape_keeps_row_major_order_or_is_impossible(layout: SharedLayout, data: st.DataObject) -> None:
     rest, shape = prod(layout.shape), []

@@ -27,14 +27,14 @@ from tilus.layouts import (
 )
 
 
-@settings(max_examples=330)
+@settings(max_examples=190)
 @given(layouts())
 def test_parse_undoes_str(layout: RegisterLayout) -> None:
     assert parse(str(layout)) == layout
     assert repr(layout) == str(layout)
 
 
-@settings(max_examples=130)
+@settings(max_examples=70)
 @given(shared_layouts())
 def test_parse_shared_undoes_str(layout: SharedLayout) -> None:
     assert parse_shared(str(layout)) == layout
@@ -43,7 +43,7 @@ def test_parse_shared_undoes_str(layout: SharedLayout) -> None:
 PRIMITIVES = st.sampled_from([spatial, local, column_spatial, column_local])
 
 
-@settings(max_examples=200)
+@settings(max_examples=120)
 @given(st.lists(st.tuples(PRIMITIVES, st.sampled_from([1, 2, 3, 4]), st.sampled_from([1, 2, 4])), max_size=4))
 def test_a_product_is_printed_as_a_product_no_longer_than_it_was_written(parts: list[tuple[object, int, int]]) -> None:
     layout = local(1, 1)
