@@ -113,7 +113,7 @@ def test_floats_take_no_more_than_the_target():
 
 
 @given(bit_layouts(), st.integers(0, 2**32))
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_any_layout_can_be_unpacked(bits, seed):
     """Not only the best one: a weight may have been packed for another target."""
     if bits.lane != 16 or bits.flipped not in (0, 1 << (bits.nbits - 1)):
