@@ -14,12 +14,11 @@ from itertools import product
 from random import Random
 
 from tilus.casts.forms import Form, forms
-from tilus.casts.unpack import Unpacking, unpack
+from tilus.casts.unpack import HALF, Unpacking, unpack
 from tilus.dtypes import DataType
 from tilus.layouts.bits import BitLayout, Cell, pattern_of, whole_unit
 
 SEED = 2
-HALF = 16  # width of lanes of which every other one is turned: numbers of halves are what tensor cores add up
 
 Slot = tuple[int, ...]  # positions in a lane of a code's bits
 Arrangement = tuple[Slot, ...]  # the whole codes of a word
@@ -74,7 +73,7 @@ def _evaluate(form: Form, words: Sequence[Arrangement]) -> Unpacking:
     n = form.source.nbits
     pieces = [spare[i : i + n] for i in range(0, len(spare), n)]
     pattern = pattern_of(whole + pieces, len(words), form.lane)
-    mirrored = form.raised and form.lane == HALF
+    mirrored = form.raised and form.lane == HALF  # every other lane is turned where sums would lose what is raised
     return unpack(BitLayout(n, form.lane, pattern, flipped=form.flipped, mirrored=mirrored), form)
 
 

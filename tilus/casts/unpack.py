@@ -27,9 +27,10 @@ Move: TypeAlias = tuple[int, int]  # word of the unit, bits to the left; `_TURN`
 Pieces: TypeAlias = Mapping[Move, int]  # which bits of the lane a shifted word brings
 Option: TypeAlias = Mapping[int, Pieces]  # the pieces of a slot for every position in the lane
 
-# Stands for a shift by half a lane of 16 bits, to the left or the right. One permutation does both.
+HALF = 16  # width of lanes whose numbers are what tensor cores add up
+# Stands for a shift by half such a lane, to the left or the right. One permutation does both.
 _TURN = 128
-_HALF, _SWAPPED = 8, 0x2301
+_BYTE, _SWAPPED = 8, 0x2301
 # What a class of scales costs, per slot: an accumulator more for every 64 weights, taken into the sum in four steps.
 _CLASS = 1 / 8
 # What constants cost that have to be taken off, per element: a product more for the 8 that a thread has of 16 of k,
@@ -85,7 +86,7 @@ class Unpacking:
         biased = any(self.form.bias(p) for p in self.positions)
         far = sum(log2(1 + self.form.offset(p)) for p in self.positions)
         later = self.classes * _CLASS * self.bits.num_slots / self.elements + biased * _BIAS
-        each = _LOST if self.bits.lane == 2 * _HALF and not self.bits.mirrored else _LONG
+        each = _LOST if self.bits.lane == HALF and not self.bits.mirrored else _LONG
         return self.issue + self.alu + later + far / len(self.positions) * each
 
 
@@ -142,7 +143,7 @@ def _pieces(bits: BitLayout, form: Form, slot: int, position: int) -> dict[Move,
 
 
 def _move(form: Form, word: int, shift: int) -> Move:
-    return word, _TURN if form.lane == 2 * _HALF and abs(shift) == _HALF else shift
+    return word, _TURN if form.lane == HALF and abs(shift) == _BYTE else shift
 
 
 # --- where in the lanes ---------------------------------------------------------------------------------------------
@@ -310,7 +311,7 @@ def _shift(move: Move, mask: int) -> int | None:
     """Return the bits to the left by which a piece moves; None for some that go to the left and some to the right."""
     if move[1] != _TURN:
         return move[1]
-    return None if mask & 0xFF and mask & 0xFF00 else _HALF if mask & 0xFF00 else -_HALF
+    return None if mask & 0xFF and mask & 0xFF00 else _BYTE if mask & 0xFF00 else -_BYTE
 
 
 def _shifts(builder: RecipeBuilder, chosen: Sequence[Pieces]) -> dict[Move, str]:

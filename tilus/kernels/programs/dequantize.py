@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tilus.dtypes import DataType, f32, i32, u32
-from tilus.kernels.programs.digits import after, numbers
+from tilus.kernels.programs.digits import after, values
 from tilus.kernels.programs.pieces import decode, weight_views
 from tilus.lang import block_id, cdiv, global_view, launch, load_global, ptr, static_range, store_global, view
 from tilus.runtime.kernel import kernel
@@ -74,11 +74,11 @@ def dequantize_ternary(
     gs = global_view(scales, shape=(n, groups), strides=(1, n))
     packed = load_global(gw, offset=(block_id(0), t, 0, 0, 0), shape=words.shape, layout=words)
     lanes = packed
-    for j in static_range(10):
+    for j in static_range(PACK.digits):
         lanes = after(lanes, packed, j)
         start = t * BK + j * width
         scale = load_global(gs, offset=(row, start // GROUP if GROUP else 0), shape=(BN, 1)).to(f32)
-        weight = (numbers(lanes, f32, PACK.fragment) * 65536.0 - 1.0) * scale
+        weight = values(lanes, PACK.fragment) * scale
         if SCALED:
             weight = weight * tensor_scale
         store_global(gy, weight.to(YT), offset=(row, start))

@@ -33,6 +33,12 @@ def numbers(lanes, CT, FRAGMENT):
 
 
 @inline
+def values(lanes, FRAGMENT):
+    """Return -1, 0 and 1 for the digits in bits 8 and 9 of lanes, in f32."""
+    return numbers(lanes, f32, FRAGMENT) * UNITS[f16] - 1.0
+
+
+@inline
 def multiply_digits(packed, stages, stage, acc, CT, PARTS, PACK, FRAGMENT, GROUP, WARPS):
     """Return acc with a trip's ternary digits, times its activations, added, in units of `UNITS`.
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tilus.dtypes import DataType, f32, u32
-from tilus.kernels.programs.digits import after, numbers
+from tilus.dtypes import DataType, u32
+from tilus.kernels.programs.digits import after, numbers, values
 from tilus.lang import global_view, launch, load_global, ptr, static_range, store_global
 from tilus.runtime.kernel import kernel
 from tilus.runtime.weights.packing import PackLayout
@@ -24,10 +24,7 @@ def ternary_cast(
     gy = global_view(y, shape=(BN, BK))
     packed = load_global(global_view(w, shape=words.shape), offset=(0, 0, 0), shape=words.shape, layout=words)
     lanes = packed
-    for j in static_range(10):
+    for j in static_range(PACK.digits):
         lanes = after(lanes, packed, j)
-        if VALUES:
-            result = (numbers(lanes, f32, PACK.fragment) * 65536.0 - 1.0).to(CT)
-        else:
-            result = numbers(lanes, CT, PACK.fragment)
+        result = values(lanes, PACK.fragment).to(CT) if VALUES else numbers(lanes, CT, PACK.fragment)
         store_global(gy, result, offset=(0, j * width))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tilus.dtypes import DataType, f32, i32, u32
-from tilus.kernels.programs.digits import after, numbers
+from tilus.kernels.programs.digits import after, values
 from tilus.kernels.programs.pieces import finish, product
 from tilus.lang import block_id, cdiv, global_view, launch, load_global, ptr, static_range, store_global, zeros
 from tilus.runtime.kernel import kernel
@@ -33,9 +33,9 @@ def ternary_matmul(
     for t in range(cdiv(k, BK)):
         packed = load_global(gw, offset=(tile_n, t, 0, 0, 0), shape=words.shape, layout=words)
         lanes = packed
-        for j in static_range(10):
+        for j in static_range(PACK.digits):
             lanes = after(lanes, packed, j)
-            weight = numbers(lanes, f32, PACK.fragment) * 65536.0 - 1.0
+            weight = values(lanes, PACK.fragment)
             tile = load_global(gx, offset=(col, t * BK + j * width), shape=(BM, width))
             part = product(weight, tile, zeros(acc.shape, f32) if GROUP else acc, f32, 1)
             if GROUP:
