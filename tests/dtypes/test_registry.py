@@ -97,6 +97,7 @@ def test_by_numpy_type(numpy_type, name: str) -> None:
         ("u4:g128:f16:zu4", "'u4:g128:f16:zu4' names a format of scaled blocks"),
         ("zzzzzz", "known names: u1 u2"),
         ("f4e2m2", "f4e2m2 does not add up: .* are 5, not 4\nhint: f5e2m2"),
+        ("f6e1m9", "f6e1m9 does not add up: .* are 11, not 6\nhint: small floats fXeXmY have 2 to 8 bits"),
         ("f9e4m4", "2 to 8 bits"),
         ("f3e0m2", "at least 1 exponent bit"),
         (np.complex64, "no data type has the bits of"),

@@ -69,13 +69,14 @@ def dtype(spec: str | DataType | np.dtype[Any] | type[np.generic]) -> DataType:
 def _unknown(name: str) -> DataType:
     if match := _MINI_FLOAT.fullmatch(name):
         nbits, exponent, mantissa = (int(group) for group in match.groups())
-        if nbits != 1 + exponent + mantissa:
+        limits = "small floats fXeXmY have 2 to 8 bits and at least 1 exponent bit"
+        if nbits != (total := 1 + exponent + mantissa):
             raise DTypeError(
                 f"{name} does not add up: 1 sign + {exponent} exponent + {mantissa} mantissa bits "
-                f"are {1 + exponent + mantissa}, not {nbits}",
-                hint=f"f{1 + exponent + mantissa}e{exponent}m{mantissa} has those fields",
+                f"are {total}, not {nbits}",
+                hint=f"f{total}e{exponent}m{mantissa} has those fields" if exponent and total <= 8 else limits,
             )
-        raise DTypeError(f"{name}: small floats fXeXmY have 2 to 8 bits and at least 1 exponent bit")
+        raise DTypeError(f"{name}: {limits}")
     if _BLOCK_FORMAT.match(name):
         raise DTypeError(
             f"{name!r} names a format of scaled blocks, not a type of elements",
