@@ -57,6 +57,9 @@ def run(program):
 TAKEN = {
     "one sum": program_of(f"{PRODUCT}\n{ADD}"),
     "two sums of one accumulator": program_of(f"{PRODUCT}\n{ADD}\n{SECOND.format('1024.0')}"),
+    "a sum of sums": program_of(
+        f"{PRODUCT}\nb: {TILE} = elementwise(op=\"add\", args=(acc, m))\n{SECOND.format('1024.0').replace('(acc, m2)', '(b, m2)')}"
+    ),
     "a second loop": program_of(
         f"{PRODUCT}\n{ADD}", end=f"for u in range(0, 2, 1) {{\n gone: {TILE} = copy(x=acc)\nstore_global(view=gy, tile=gone, offset=(0, 0), dims=(0, 1))\n}}"
     ),
@@ -91,6 +94,19 @@ KEPT = {
     ),
     "the loop reads it": program_of(f"{PRODUCT}\n{ADD}\nstore_global(view=gy, tile=acc, offset=(0, 0), dims=(0, 1))"),
     "it is subtracted from": program_of(PRODUCT + "\n" + ADD.replace("add", "sub")),
+    "a sum of sums is read elsewhere": program_of(
+        f'{PRODUCT}\nb: {TILE} = elementwise(op="add", args=(acc, m))\n'
+        f"{SECOND.format('1024.0').replace('(acc, m2)', '(b, m2)')}\n"
+        "store_global(view=gy, tile=b, offset=(0, 0), dims=(0, 1))"
+    ),
+    "a sum of sums has two definitions": program_of(
+        f'{PRODUCT}\nb: {TILE} = elementwise(op="add", args=(acc, m))\nb = copy(x=x)\n'
+        f"{SECOND.format('1024.0').replace('(acc, m2)', '(b, m2)')}"
+    ),
+    "a sum of sums has two factors": program_of(
+        f'{PRODUCT}\nb: {TILE} = elementwise(op="add", args=(acc, m))\n'
+        f"{SECOND.format('2.0').replace('(acc, m2)', '(b, m2)')}"
+    ),
     "it is added to the product": program_of(PRODUCT + "\n" + ADD.replace("(acc, m)", "(m, acc)")),
     "it is doubled": program_of(PRODUCT + "\n" + ADD.replace("(acc, m)", "(acc, acc)")),
     "something else is added too": program_of(f"{PRODUCT}\n{ADD}\n" + ADD.replace("m)", "x)")),

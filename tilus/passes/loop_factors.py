@@ -36,7 +36,8 @@ def take_factors_out(program: Program, scaled: Factors) -> Program:
 
 
 def _statements(program: Program, scaled: Factors) -> Iterator[Stmt]:
-    made, counts = _read_once(program), Counter(stmt.out for stmt in inst_stmts(program))
+    uses = Counter(x for stmt in inst_stmts(program) for x in register_operands(stmt.inst))
+    made, counts = _read_once(program, uses), Counter(stmt.out for stmt in inst_stmts(program))
     zeros: list[Tensor] = []
     for stmt in program.body:
         match stmt:
@@ -44,7 +45,7 @@ def _statements(program: Program, scaled: Factors) -> Iterator[Stmt]:
                 zeros.append(out)
                 yield stmt
             case For():
-                sums = {acc: found for acc in zeros if (found := _sum_in(stmt, acc, counts, made, scaled))}
+                sums = {acc: found for acc in zeros if (found := _sum_in(stmt, acc, counts, uses, made, scaled))}
                 yield _without(stmt, {p for products in sums.values() for p in products}, scaled)
                 for acc, products in sums.items():
                     factor = Const(next(iter(products.values())), register_type(acc).dtype)
@@ -53,35 +54,46 @@ def _statements(program: Program, scaled: Factors) -> Iterator[Stmt]:
                 yield stmt
 
 
-def _read_once(program: Program) -> Definitions:
+def _read_once(program: Program, uses: Counter[Tensor]) -> Definitions:
     """Return the tensors of one definition and one use: who changes such a product changes nothing but a sum."""
-    uses = Counter(x for stmt in inst_stmts(program) for x in register_operands(stmt.inst))
     return {x: stmt for x, stmt in single_definitions(program).items() if uses[x] == 1}
 
 
 def _sum_in(
-    loop: For, acc: Tensor, counts: Counter[Tensor | Var | None], made: Definitions, scaled: Factors
+    loop: For,
+    acc: Tensor,
+    counts: Counter[Tensor | Var | None],
+    uses: Counter[Tensor],
+    made: Definitions,
+    scaled: Factors,
 ) -> dict[Tensor, float]:
     """Return the products that a loop adds to an accumulator, with the factor of all; none where it does other things.
 
-    The accumulator is 0 before the loop, which has all other definitions of it.
+    The accumulator is 0 before the loop, which has all other definitions of it. Products may be added by way of sums
+    of one definition, which nothing but such additions reads.
     """
     products: dict[Tensor, float] = {}
+    sums, definitions, read = {acc}, 0, Counter[Tensor]()
     inside = {s.out for s in inst_stmts(loop)}
-    lines = [s for s in inst_stmts(loop) if s.out is acc or acc in register_operands(s.inst)]
-    for line in lines:
+    for line in inst_stmts(loop):
+        operands = register_operands(line.inst)
+        if line.out is not acc and not sums.intersection(operands):
+            continue
         match line:
-            case InstStmt(out=out, inst=Elementwise(op="add", args=(Tensor() as old, Tensor() as product))) if (
-                out is acc and old is acc and product in inside
-            ):
+            case InstStmt(
+                out=Tensor() as out, inst=Elementwise(op="add", args=(Tensor() as old, Tensor() as product))
+            ) if old in sums and product in inside and (out is acc or counts[out] == 1):
                 factor = _factor(made.get(product), scaled)
             case _:
                 factor = None
         if factor is None:
             return {}
+        sums.add(out)
         products[product] = factor
-    alike = len(set(products.values())) == 1 and counts[acc] == 1 + len(lines)
-    return products if alike else {}
+        definitions += out is acc
+        read.update(operands)
+    alike = len(set(products.values())) == 1 and counts[acc] == 1 + definitions
+    return products if alike and all(uses[x] == read[x] for x in sums - {acc}) else {}
 
 
 def _factor(product: InstStmt | None, scaled: Factors) -> float | None:

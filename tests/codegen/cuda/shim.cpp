@@ -201,8 +201,10 @@ static u32 e4m3_to_f16(u32 x) {  // OFP8: exponent bias 7, 0x7f is NaN
   double v = e ? ldexp(8 + m, (int)e - 10) : ldexp(m, -9);
   return to_f16(x & 0x80 ? -v : v);
 }
-u32 ptx_cvt_f16x2_e4m3x2(u32 a) { return e4m3_to_f16(a & 255) | e4m3_to_f16(a >> 8 & 255) << 16; }
-u32 ptx_cvt_f16x2_e5m2x2(u32 a) { return (a & 255) << 8 | (a >> 8 & 255) << 24; }
+u32 ptx_cvt_f16x2_e4m3x2_low(u32 a) { return e4m3_to_f16(a & 255) | e4m3_to_f16(a >> 8 & 255) << 16; }
+u32 ptx_cvt_f16x2_e4m3x2_high(u32 a) { return ptx_cvt_f16x2_e4m3x2_low(a >> 16); }
+u32 ptx_cvt_f16x2_e5m2x2_low(u32 a) { return (a & 255) << 8 | (a >> 8 & 255) << 24; }
+u32 ptx_cvt_f16x2_e5m2x2_high(u32 a) { return ptx_cvt_f16x2_e5m2x2_low(a >> 16); }
 
 // --- memory ------------------------------------------------------------------------------------------------------------
 

@@ -1,8 +1,9 @@
-"""Floats of 5 to 8 bits to f16 and bf16, two at a time.
+"""Floats of 5 to 8 bits to f16 and bf16, two at a time, and e8m0 to bf16.
 
 The code is brought to the top of its half. The sign stays, the magnitude moves down until its mantissa lies at the top
 of the target's: the bits then spell value * 2^(bias - target bias), for subnormals too, and one exact multiplication
-gives the value.
+gives the value. Where infinity and NaN alone have a carry when something is added to the magnitude, it comes to stand
+above a shorter exponent, and makes it full.
 """
 
 from __future__ import annotations
@@ -16,18 +17,33 @@ from tilus.dtypes import Float, f16
 from tilus.errors import InternalError
 
 _SIGNS = both(0x8000)
+_LEAST_SCALE = both(0x0040)  # 2^-127 as bf16, subnormal
 
 
 def floats_to_halves(body: CastBody, source: Float, target: Float) -> None:
     """Convert floats of 5 to 8 bits to f16 or bf16; the exponent must not be longer than the target's."""
     hardware = f"cvt_f16x2_{source.name[2:]}x2"
-    if target == f16 and source.has_nan and body.ctx.has(hardware):
+    if target == f16 and source.has_nan and body.ctx.has(f"{hardware}_low"):
         for word, (low, _) in enumerate(pairs(body.count)):
-            body.put(word, body.ctx.ptx(hardware, body.window(low * 8, 16)))
+            half = "high" if low % 4 else "low"
+            body.put(word, body.ctx.ptx(f"{hardware}_{half}", SOURCE[low // 4]))
         return
     for word, (low, high) in enumerate(pairs(body.count)):
         x = body.let(_at_top(body, low, high, source.nbits))
-        body.put(word, _mend_specials(body, x, _scaled(body, x, source, target), source, target))
+        if source.has_nan and source.exponent_bits + 1 == target.exponent_bits:
+            magnitude = x & both(0x7F00)
+            marked = body.ctx.ptx("and_or", _marked(body, magnitude, source), _SIGNS, magnitude)
+            small = body.ctx.ptx("and_or", x, _SIGNS, marked >> 1)
+            body.put(word, _multiplied(body, small, source, target))
+        else:
+            body.put(word, _mend_specials(body, x, _scaled(body, x, source, target), source, target))
+
+
+def exponents_to_bf16(body: CastBody) -> None:
+    """Convert e8m0 to bf16: 2^-127 is subnormal, and infinity times 0 is the NaN of code 255."""
+    for word, (low, high) in enumerate(pairs(body.count)):
+        x = body.let(body.ctx.ptx("max_bf16x2", _at_top(body, low, high, 8) >> 1, _LEAST_SCALE))
+        body.put(word, body.ctx.ptx("fma_bf16x2", x, cpp.ZERO, x))
 
 
 def _at_top(body: CastBody, low: int, high: int, n: int) -> Expr:
@@ -46,6 +62,11 @@ def _scaled(body: CastBody, x: Expr, source: Float, target: Float) -> Expr:
     shift = target.exponent_bits - source.exponent_bits
     moved = (x & _SIGNS) | ((x >> shift) & both(magnitude))
     small = x & both(0x8000 | magnitude) if shift == 0 else moved
+    return _multiplied(body, small, source, target)
+
+
+def _multiplied(body: CastBody, small: Expr, source: Float, target: Float) -> Expr:
+    """Return values, given what their bits spell under the target's bias."""
     scale = 2.0 ** (target.bias - source.bias)
     if scale == 1:
         return small
@@ -57,13 +78,17 @@ def _scaled(body: CastBody, x: Expr, source: Float, target: Float) -> Expr:
 
 def _mend_specials(body: CastBody, x: Expr, value: Expr, source: Float, target: Float) -> Expr:
     """Give infinity and NaN a full exponent: their mantissas are right already."""
-    first = first_special(source)
-    if first is None or target.exponent_bits == source.exponent_bits:
+    if not source.has_nan or target.exponent_bits == source.exponent_bits:
         return value
     if source.nbits != 8:
         raise InternalError(f"{source} has special values, and is no byte")
-    # Adding carries into the sign bit exactly for the special codes; the sign bit is then spread over its half.
-    carry = (x & both(0x7F00)) + both((0x80 - first) << 8)
-    spread = body.ctx.ptx("prmt", carry, cpp.ZERO, cpp.bits(0xBB99))
+    spread = body.ctx.ptx("prmt", _marked(body, x & both(0x7F00), source), cpp.ZERO, cpp.bits(0xBB99))
     exponent = ((1 << target.exponent_bits) - 1) << target.mantissa_bits
     return value | (spread & both(exponent))
+
+
+def _marked(body: CastBody, magnitude: Expr, source: Float) -> Expr:
+    """Return magnitudes at the top of halves plus what carries into the sign of infinity and NaN alone."""
+    first = first_special(source)
+    assert first is not None
+    return magnitude + both((0x80 - first) << 8)

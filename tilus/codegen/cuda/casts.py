@@ -9,18 +9,19 @@ from dataclasses import replace
 
 from tilus.casts import linear
 from tilus.codegen.cuda import cpp
-from tilus.codegen.cuda.cast_body import SOURCE, CastBody
-from tilus.codegen.cuda.cast_floats import floats_to_halves
+from tilus.codegen.cuda.cast_body import SOURCE, TARGET, CastBody
+from tilus.codegen.cuda.cast_floats import exponents_to_bf16, floats_to_halves
 from tilus.codegen.cuda.cast_integers import HALVES, integer_to_f32, integers_to_halves
 from tilus.codegen.cuda.cast_tables import by_table, table_codes
 from tilus.codegen.cuda.context import Context, layout_of, pairs, register
-from tilus.codegen.cuda.cpp import Expr, call
+from tilus.codegen.cuda.cpp import Expr, Name, call
 from tilus.codegen.cuda.values import bits_float, decode, encode, float_bits, identifier
-from tilus.codegen.cuda.words import pack
-from tilus.dtypes import Codebook, DataType, Float, f32
+from tilus.codegen.cuda.words import pack, word_count
+from tilus.dtypes import Codebook, DataType, Exponent, Float, bf16, f16, f32
 from tilus.ir.expr import Tensor
 
 _TABLE_BITS = 4  # codes that a byte permutation looks up
+_F16_EXPONENT = 5  # bits
 
 
 def cast_function(ctx: Context, source: DataType, target: DataType, count: int, offset: int = 0) -> str:
@@ -50,7 +51,10 @@ def _fill(body: CastBody) -> None:
     source, target = body.source, body.target
     if target.name in HALVES and _to_halves(body):
         return
-    if target == f32 and source.nbits <= _TABLE_BITS and not source.is_integer and linear(source) is None:
+    half = _half_for(source) if target == f32 else None
+    if half is not None:
+        _by_way_of(body, half)
+    elif target == f32 and source.nbits <= _TABLE_BITS and not source.is_integer and linear(source) is None:
         by_table(body)
     elif isinstance(source, Codebook) and linear(source) is None:
         _by_memory(body)
@@ -69,13 +73,34 @@ def _to_halves(body: CastBody) -> bool:
         integers_to_halves(body, replace(kind, offset=kind.offset + body.offset))
     elif source.nbits <= _TABLE_BITS and not source.is_integer:
         by_table(body)
-    elif isinstance(source, Float) and isinstance(target, Float) and 4 < source.nbits <= 8:
+    elif isinstance(source, Exponent) and target == bf16:
+        exponents_to_bf16(body)
+    elif isinstance(source, Float) and isinstance(target, Float) and _TABLE_BITS < source.nbits <= 8:
         if source.exponent_bits >= target.exponent_bits and not source.has_inf:
             return False  # values beyond the target's range
         floats_to_halves(body, source, target)
     else:
         return False
     return True
+
+
+def _half_for(source: DataType) -> DataType | None:
+    """Return the 16-bit float by way of which a type is converted to f32; None where that is not the way."""
+    if isinstance(source, Exponent):
+        return bf16
+    if not isinstance(source, Float) or not _TABLE_BITS < source.nbits <= 8:
+        return None
+    return f16 if source.exponent_bits < _F16_EXPONENT or source.has_inf else bf16
+
+
+def _by_way_of(body: CastBody, half: DataType) -> None:
+    """Convert to a 16-bit float, two at a time, and that to the target."""
+    between = Name("h")
+    body.statements += [
+        cpp.Declare("u32", between.text, extent=word_count(half.nbits, body.count)),
+        cpp.Do(call(cast_function(body.ctx, body.source, half, body.count), between, SOURCE)),
+        cpp.Do(call(cast_function(body.ctx, half, body.target, body.count), TARGET, between)),
+    ]
 
 
 def has_f32(source: DataType) -> bool:

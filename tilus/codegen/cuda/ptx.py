@@ -292,8 +292,9 @@ def _conversions() -> Iterator[Ptx]:
     text = f"{_HIGH}cvt.rn.bf16.f32 t, %1; mov.b32 %0, {{t, 0}}; }}"
     yield Ptx("cvt_bf16_f32", text, Operand("d"), (Operand("a", "float"),), section)
     for kind in ("e4m3", "e5m2"):
-        text = f"{_LOW}cvt.rn.f16x2.{kind}x2 %0, t; }}"
-        yield Ptx(f"cvt_f16x2_{kind}x2", text, Operand("d"), (Operand("a"),), section, 89)
+        for half, register in (("low", "t"), ("high", "u")):
+            text = f"{_LOW}cvt.rn.f16x2.{kind}x2 %0, {register}; }}"
+            yield Ptx(f"cvt_f16x2_{kind}x2_{half}", text, Operand("d"), (Operand("a"),), section, 89)
 
 
 def _atomics() -> Iterator[Ptx]:

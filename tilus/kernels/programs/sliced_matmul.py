@@ -157,26 +157,29 @@ def zeros_of_rows(zero_points, row, n, PACK, SLICES, TILES):
 
 
 @inline
-def multiply(codes, stages, stage, zero, acc, CT, PARTS, PACK, GROUP, STEP, ZERO):
+def multiply(codes, stages, stage, zero, acc, CT, PARTS, PACK, GROUP, FOLDED, STEP, ZERO):
     """Return acc with a trip's codes, times its activations, added; `zero` are points that all of K shares."""
     sx, tables, ROWS = stages[1], stages[2:], acc.shape[1]
     SLICES, BM, BK = sx.shape[1:]
     span = gcd(GROUP, BK)  # columns that share a scale
     for first in static_range(0, BK, span):
-        part, place = zeros(acc.shape, f32) if GROUP else acc, (stage, 0, first // span, 0)
+        part, place = zeros(acc.shape, f32) if GROUP and not FOLDED else acc, (stage, 0, first // span, 0)
         if GROUP and ZERO == "tensor":
             zero = by_lane(load_shared(tables[1], offset=place, shape=(SLICES, 1, ROWS)), PACK)
+        if GROUP:
+            scale = by_lane(load_shared(tables[0], offset=place, shape=(SLICES, 1, ROWS)), PACK)
         for start in static_range(first, first + span, STEP):
             weight = codes[:, :, start : start + STEP].to(CT)
             if ZERO == "half":
                 weight = weight - float(2 ** (PACK.dtype.nbits - 1))
             if ZERO == "tensor":
                 weight = weight - zero.to(CT)
+            if FOLDED:
+                weight = weight * scale.to(CT)
             tile = load_shared(sx, offset=(stage, 0, 0, start), shape=(SLICES, BM, STEP))
             part = product(weight, tile, part, CT, PARTS)
-        if GROUP:
-            scale = load_shared(tables[0], offset=place, shape=(SLICES, 1, ROWS))
-            part = acc + part * by_lane(scale, PACK).to(f32)
+        if GROUP and not FOLDED:
+            part = acc + part * scale.to(f32)
         acc = part
     return acc
 
@@ -200,6 +203,7 @@ def sliced_matmul(
     ST: DataType, ZT: DataType,
     PACK: PackLayout, BM: int,
     GROUP: int,  # weights along K that share a scale; 0: all do
+    FOLDED: bool,  # whether scales multiply weights, not the sums of a group
     STEP: int,  # weights along K multiplied at once: divides GROUP and the tile
     ZERO: str,  # "none", "half" (2^(bits-1)) or "tensor"
     SCALED: bool, BIAS: bool,  # whether there are a tensor scale and a bias
@@ -239,7 +243,7 @@ def sliced_matmul(
             acc = multiply_digits(packed, stages, stage, acc, CT, PARTS, PACK, fragment, GROUP, WARPS)
         else:
             codes = view(packed, PACK.dtype, fragment, bits)
-            acc = multiply(codes, stages, stage, zero, acc, CT, PARTS, PACK, GROUP, STEP, ZERO)
+            acc = multiply(codes, stages, stage, zero, acc, CT, PARTS, PACK, GROUP, FOLDED, STEP, ZERO)
         free = stage
         stage += 1
         if stage == STAGES:
