@@ -256,7 +256,7 @@ class _Parser:
         depth, at = 0, self.at
         while depth >= 0 and self.tokens[at].kind != "end":
             token, following = self.tokens[at], self.tokens[at + 1] if at + 1 < len(self.tokens) else None
-            depth += {"{": 1, "}": -1}.get(token.text, 0)
+            depth += (token.text == "{") - (token.text == "}")
             if depth == 0 and token.kind == "name" and following is not None and following.text == ":":
                 scope.names[token.text] = self.unique(token.text)
             at += 1

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tilus.errors import ParseError
 from tilus.simt.syntax import Source
 
 _TOKEN = re.compile(
-    r"""(?P<space>[ \t\r\f\v]+|//[^\n]*|/\*.*?\*/)
-      | (?P<newline>\n)
-      | (?P<string>"(?:[^"\\]|\\.)*")
+    r"""(?:[ \t\r\f\v]+|//[^\n]*)*
+      (?:(?P<newline>\n)
+      | (?P<name>[%$._A-Za-z](?:[\w$.%]|::)*)
       | (?P<number>0[fF][0-9a-fA-F]{8}\b|0[dD][0-9a-fA-F]{16}\b|0[xX][0-9a-fA-F]+U?|0[bB][01]+U?
                   |\d+\.\d*(?:[eE][+-]?\d+)?|\d+U?(?![\w$]))
-      | (?P<name>[%$._A-Za-z](?:[\w$.%]|::)*)
-      | (?P<punctuation>[{}()\[\]<>,;:=+\-!|@*/~&^?])""",
+      | (?P<comment>/\*.*?\*/)
+      | (?P<punctuation>[{}()\[\]<>,;:=+\-!|@*/~&^?])
+      | (?P<string>"(?:[^"\\]|\\.)*")
+      | (?P<end>\Z)
+      | (?P<unknown>.))""",
     re.VERBOSE | re.DOTALL,
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(NamedTuple):
     """A word of the text, with its line and its place in it."""
 
     kind: str
@@ -31,18 +33,19 @@ class Token:
 
 
 def scan(text: str) -> list[Token]:
-    """Return the tokens of a text; a directive that a line break ends gets a `newline` token."""
-    tokens, line, position = [], 1, 0
-    while position < len(text):
-        match = _TOKEN.match(text, position)
-        if match is None:
-            raise ParseError(f"PTX line {line}: unexpected character {text[position]!r}")
-        kind, word = str(match.lastgroup), match.group()
-        if kind != "space":
-            tokens.append(Token(kind, word, line, position))
-        line += word.count("\n")
-        position = match.end()
-    tokens.append(Token("end", "", line, len(text)))
+    """Return the tokens of a text, the last one an `end`; there is one for every line break outside of comments."""
+    tokens, line = [], 1
+    for match in _TOKEN.finditer(text):
+        kind = str(match.lastgroup)
+        word, start = match[kind], match.start(kind)
+        if kind == "unknown":
+            raise ParseError(f"PTX line {line}: unexpected character {word!r}")
+        if kind != "comment":
+            tokens.append(Token(kind, word, line, start))
+        if kind in ("newline", "comment", "string"):
+            line += word.count("\n")
+        if kind == "end":
+            break
     return tokens
 
 
