@@ -89,7 +89,8 @@ def _compiled(source: CudaSource, target: Target, threads: int) -> tuple[str, Cu
         held = blocks_held(taken.arch, taken.registers, source.threads)["registers"]
         crowded = produced and held < 2 and source.threads <= _SMALL_BLOCK
         found.append(((taken.spills, crowded), written, binary))
-        if not any(found[-1][0]):
+        helpless = taken.spills and taken.registers == MOST_REGISTERS and not crowded  # it has all registers already
+        if helpless or not any(found[-1][0]):
             break
     _, text, binary = min(found, key=lambda each: each[0])
     return text, binary
