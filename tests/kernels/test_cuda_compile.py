@@ -38,27 +38,34 @@ def test_weights_without_a_budget(name, zero_point, arch):
     check_resources(compiled(name, zero_point, arch))
 
 
-SELECTION = pairwise(
-    {
-        "name": ("u3", "u4", "i8", "f4e2m1", "f8e6m1", "nf4", "t2"),
-        "arch": CUDA_TARGETS,
-        "activation": ("f16", "bf16", "f32"),
-        "m": (1, 16, 32, 64),
-        "group": (32, 64, 128, -1),
-        "bias": (False, True),
-        "promises": ({}, PROMISES),
-    },
-    # Activations of f32 are sums of parts: NVRTC takes up to twenty seconds for large batches of them, and seven for
-    # the many positions of u3.
-    lambda case: (
-        case.get("activation") != "f32"
-        or (case.get("m", 1) < (2 if case.get("name") == "u3" else 32) or case.get("name", "t2") in ("t2", "nf4"))
-    ),
-)
+def selection(names):
+    return pairwise(
+        {
+            "name": names,
+            "arch": CUDA_TARGETS,
+            "activation": ("f16", "bf16", "f32"),
+            "m": (1, 16, 32, 64),
+            "group": (32, 64, 128, -1),
+            "bias": (False, True),
+            "promises": ({}, PROMISES),
+        },
+        # Activations of f32 are sums of parts: NVRTC takes up to twenty seconds for large batches of them, and seven
+        # for the many positions of u3.
+        lambda case: (
+            case.get("activation") != "f32"
+            or (case.get("m", 1) < (2 if case.get("name") == "u3" else 32) or case.get("name", "t2") in ("t2", "nf4"))
+        ),
+    )
+
+
+SELECTION = selection(("u4", "i8", "f4e2m1", "nf4"))
+AT_LENGTH = [case for case in selection(("u3", "u4", "i8", "f4e2m1", "f8e6m1", "nf4", "t2")) if case not in SELECTION]
 
 
 @pytest.mark.parametrize(
-    "case", SELECTION, ids=lambda c: "-".join(str(c[p]) for p in ("name", "arch", "activation", "m", "group"))
+    "case",
+    [*SELECTION, *(pytest.param(case, marks=pytest.mark.long) for case in AT_LENGTH)],
+    ids=lambda c: "-".join(str(c[p]) for p in ("name", "arch", "activation", "m", "group")),
 )
 def test_every_architecture_activation_and_batch_tile(case):
     case = dict(case)

@@ -44,7 +44,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+@pytest.mark.parametrize("arch", [pytest.param("sm_80", marks=pytest.mark.long), "sm_90a"])
 @pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(map(str, c[:-1])))
 def test_products_are_exact(case, arch):
     name, zero_point, group, activation, m, n, k, changed = case
