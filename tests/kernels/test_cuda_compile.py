@@ -32,7 +32,13 @@ def compiled(name, zero_point, arch, *, activation="f16", m=8, group=128, bias=T
     return program.compile(target=arch, multiples=promises, **values)
 
 
-@pytest.mark.parametrize(("name", "zero_point", "arch"), [(*weight, ARCHES[i % 2]) for i, weight in enumerate(OTHERS)])
+@pytest.mark.parametrize(
+    ("name", "zero_point", "arch"),
+    [
+        pytest.param(*weight, ARCHES[i % 2], marks=pytest.mark.long if i % 4 in (1, 2) else ())
+        for i, weight in enumerate(OTHERS)
+    ],
+)
 def test_weights_without_a_budget(name, zero_point, arch):
     """`test_budget` compiles the other weights."""
     check_resources(compiled(name, zero_point, arch))

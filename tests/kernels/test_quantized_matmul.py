@@ -25,7 +25,8 @@ def sensible(case):
     return not case.get("zero_point") or case.get("name", "u1")[0] in "ui"
 
 
-# Types of every kind and every width with all the rest; of the other floats, which differ in numbers only, one case each.
+# Types of every kind and every width with all the rest; of the other floats, which differ in numbers only, one case each,
+# at length.
 MAIN = [name for name in TYPES if name not in FLOATS] + [
     "f3e1m1",
     "f4e2m1",
@@ -54,7 +55,11 @@ def test_the_cases_cover_what_they_say():
     assert {(c["name"], c["zero_point"]) for c in CASES} == set(WEIGHTS)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(str(v) for v in c.values()))
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=() if case["name"] in MAIN else pytest.mark.long) for case in CASES],
+    ids=lambda case: "-".join(str(value) for value in case.values()),
+)
 def test_cpu_is_exact_up_to_rounding(case):
     n, k = case["shape"]
     w = weight(case["name"], case["zero_point"], case["group"], n, k)
