@@ -1,8 +1,9 @@
 """Claim: every kernel that dispatch takes is clean: no spills, no bank conflicts, bytes in flight, few instructions.
 
-Asks the model what it takes for one layer (8192 x 8192) of each width and batch on two devices, compiles just that, and
-reads its machine code: no GPU is needed. Writes `tests/kernels/dispatch.txt`, to which a test holds every row. Batches
-that take the same kernel share a row. With `--keep` kernels stay as they are in the table, and are counted anew.
+Asks the model what it takes for one layer (8192 x 8192) of each width, some formats and each batch on two devices,
+compiles just that, and reads its machine code: no GPU is needed. Writes `tests/kernels/dispatch.txt`, to which a test
+holds every row. Batches that take the same kernel share a row. With `--keep` kernels stay as they are in the table, and
+are counted anew.
 """
 
 from __future__ import annotations
@@ -23,14 +24,15 @@ from tilus.kernels.ranking import ranked
 
 TABLE = ROOT / "tests" / "kernels" / "dispatch.txt"
 WEIGHTS = {
-    "h100": ("u1", "u2", "u3", "u4", "u5", "u6", "u7", "u8", "f4e2m1"),
+    "h100": ("u1", "u2", "u3", "u4", "u5", "u6", "u7", "u8", "f4e2m1", "mxfp4", "nvfp4"),
     "a100": ("u2", "u4", "u8", "f4e2m1"),
 }
 EXTENT = 8192
 HEAD = """\
-# What dispatch takes for a layer of 8192 x 8192, f16, groups of 128, by the model: device, weights, M, kernel; what
-# its machine code may take: instructions per weight, a producer's besides, registers, KiB of shared memory; and what it
-# must reach: blocks for a multiprocessor, KiB of weights in flight there. Made by `python bench/dispatch_table.py`.
+# What dispatch takes for a layer of 8192 x 8192, f16, groups of 128 (formats: their own), by the model: device,
+# weights, M, kernel; what its machine code may take: instructions per weight, a producer's besides, registers, KiB of
+# shared memory; and what it must reach: blocks for a multiprocessor, KiB of weights in flight there. Made by
+# `python bench/dispatch_table.py`.
 """
 
 

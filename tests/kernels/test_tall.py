@@ -18,17 +18,20 @@ from tilus.kernels.cost import PROMISES, MatmulCost
 from tilus.layouts import index_table
 from tilus.runtime.weights import native_pack
 
-# (weight, zero points, group, activation, M, N, K, tiles along N, warps, target): N ends in a block's first and last
-# tile, K in a trip and between two; parts of activations, codebooks, groups narrower and wider than a tile.
+# (weight, zero points, group, activation, M, N, K, tiles along N, warps, target, and a batch tile that is not the usual
+# one): N ends in a block's first and last tile, K in a trip and between two; parts of activations, codebooks, groups
+# narrower and wider than a tile.
 CASES = [
     ("u4", True, 128, "f16", 40, 200, 272, 4, 8, "sm_90a"),
     ("i3", False, -1, "bf16", 30, 66, 512, 2, 4, "sm_80"),
     ("f6e3m2", False, 32, "f16", 64, 130, 128, 2, 4, "sm_90a"),
     ("u7", True, 128, "f16", 20, 140, 300, 2, 8, "sm_90a"),
+    ("nvfp4", False, 16, "f16", 130, 130, 272, 2, 4, "sm_90a", 128),
     *(
         pytest.param(case, marks=pytest.mark.long)
         for case in (
             ("nvfp4", False, 16, "bf16", 33, 270, 144, 4, 8, "sm_80"),
+            ("u4", True, -1, "f16", 100, 130, 300, 2, 4, "sm_80", 128),
             ("nf4", False, 256, "f16", 17, 190, 300, 2, 4, "sm_90a"),
             ("i8", False, 64, "bf16", 20, 300, 200, 4, 8, "sm_90a"),
             ("u8", True, 128, "f16", 70, 260, 260, 4, 8, "sm_80"),
@@ -48,8 +51,8 @@ def candidate(problem: Problem, target: str, shape: dict[str, int]) -> Configura
 @pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(map(str, c)))
 def test_products_are_exact(case: tuple[Any, ...]) -> None:
     """The PTX has no findings and the reference machine's bits, which are those of exact sums."""
-    *product, tiles, warps, arch = case
-    check_exact(*product, arch, {"TILES": tiles, "WARPS": warps})
+    product, (tiles, warps, arch, *columns) = case[:7], case[7:]
+    check_exact(*product, arch, {"TILES": tiles, "WARPS": warps} | ({"BM": columns[0]} if columns else {}))
 
 
 @pytest.mark.parametrize(
@@ -89,13 +92,16 @@ KERNELS = [
     ("u4", 32, 4, 8, "sm_90a"),
     ("u3", 32, 2, 4, "sm_90a"),
     ("u7", 32, 2, 8, "sm_90a"),
+    ("nvfp4", 64, 4, 8, "sm_80"),
+    ("nvfp4", 128, 4, 8, "sm_80"),
+    ("nvfp4", 128, 2, 4, "sm_90a"),
 ]
 
 
 @pytest.mark.parametrize(("name", "bm", "tiles", "warps", "target"), KERNELS)
 def test_machine_code(name: str, bm: int, tiles: int, warps: int, target: str) -> None:
     problem = named_problem(name, f16, 128, (bm, 4096, 4096), bias=True)
-    configuration = candidate(problem, target, {"TILES": tiles, "WARPS": warps})
+    configuration = candidate(problem, target, {"BM": bm, "TILES": tiles, "WARPS": warps})
     compiled = configuration.kernel.compile((), target, PROMISES)
     check_resources(compiled)
     cost = MatmulCost(compiled, problem.form, dict(configuration.constants))
@@ -131,6 +137,26 @@ def test_layouts_have_every_code_where_the_pack_put_it(name: str, slices: int, t
     at = np.arange(tiles)[:, None] * rows + order
     batch, row, column = (index[..., d] for d in range(3))
     np.testing.assert_array_equal(held, codes[at.reshape(-1)[row], batch * columns + column])
+
+
+@pytest.mark.parametrize(
+    ("name", "group", "activation", "m", "widest"),
+    [
+        ("u4", -1, "f16", 65, 128),
+        ("u4", -1, "f16", 64, 64),
+        ("u4", 128, "f16", 256, 64),  # sums of a group besides
+        ("nvfp4", 16, "f16", 256, 128),
+        ("mxfp4", 32, "f16", 256, 64),
+        ("mxfp4", 32, "bf16", 256, 128),
+        ("u7", -1, "f16", 256, 32),
+        ("u4", -1, "f32", 256, 16),
+    ],
+)
+def test_batches_are_as_wide_as_registers_hold_sums(
+    name: str, group: int, activation: str, m: int, widest: int
+) -> None:
+    problem = named_problem(name, dtype(activation), group, (m, 4096, 4096))
+    assert max(c["BM"] for c in configurations(problem, "sm_90a")) == widest
 
 
 def test_warps_hold_two_tiles_where_registers_do() -> None:

@@ -36,6 +36,7 @@ VARIED = ("BM", "SLICES", "TILES", "WARPS", "PRODUCERS", "STAGES", "SPLIT", "CLU
 SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 MOST_BLOCKS = 1024  # where blocks share K
 USUAL_MULTIPROCESSORS = 100  # about as many as data center GPUs have
+WIDEST = 128  # batch tile where groups have no sums of their own: registers hold the sums of all of K for 32 rows of it
 LARGE_BATCH = 32  # batch tile from which on blocks would read the activations too often
 # Tiles along N and warps that share them: 32 rows for each, whose sums fill its registers; 16 where more do than fit.
 TALL = ((2, 4), (4, 8), (2, 8))
@@ -191,7 +192,12 @@ def configurations(problem: Problem, target: str) -> tuple[Configuration, ...]:
 
 def _batch_tiles(problem: Problem, largest: int) -> list[int]:
     tiles = gpu_batch_tiles(problem.form.dtype, problem.activation)
-    return [size for size in tiles if size <= largest] or [largest]
+    found = [size for size in tiles if size <= largest] or [largest]
+    if problem.m > tiles[-1] == WIDEST // 2:
+        widest = default_configuration(problem, WIDEST)
+        if not widest["GROUP"] or widest["FOLDED"]:
+            found.append(WIDEST)
+    return found
 
 
 def _variants(problem: Problem, bm: int, target: str) -> Iterator[Configuration]:
