@@ -21,7 +21,7 @@ from tilus.bench.shapes import BATCHES, select_layers
 from tilus.cli.group import as_json, main, show
 from tilus.errors import TilusError
 
-WEIGHTS = "u1,u2,u3,u4,u5,u6,u7,u8,f4e2m1"
+WEIGHTS = "u1,u2,u3,u4,u5,u6,u7,u8,f4e2m1,mxfp4,nvfp4"
 _VERSIONS = ("tilus-vm", "torch", "triton", "cupy-cuda13x", "nvidia-cuda-nvrtc", "vllm", "gemlite", "bitblas", "marlin")
 
 
