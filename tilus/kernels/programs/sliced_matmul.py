@@ -166,8 +166,8 @@ def multiply(codes, stages, stage, zero, acc, CT, PARTS, PACK, GROUP, FOLDED, ST
         part, place = zeros(acc.shape, f32) if GROUP and not FOLDED else acc, (stage, 0, first // span, 0)
         if GROUP and ZERO == "tensor":
             zero = by_lane(load_shared(tables[1], offset=place, shape=(SLICES, 1, ROWS)), PACK)
-        if GROUP:
-            scale = by_lane(load_shared(tables[0], offset=place, shape=(SLICES, 1, ROWS)), PACK)
+        if FOLDED:
+            scale = by_lane(load_shared(tables[0], offset=place, shape=(SLICES, 1, ROWS)), PACK).to(CT)
         for start in static_range(first, first + span, STEP):
             weight = codes[:, :, start : start + STEP].to(CT)
             if ZERO == "half":
@@ -175,10 +175,11 @@ def multiply(codes, stages, stage, zero, acc, CT, PARTS, PACK, GROUP, FOLDED, ST
             if ZERO == "tensor":
                 weight = weight - zero.to(CT)
             if FOLDED:
-                weight = weight * scale.to(CT)
+                weight = weight * scale
             tile = load_shared(sx, offset=(stage, 0, 0, start), shape=(SLICES, BM, STEP))
             part = product(weight, tile, part, CT, PARTS)
         if GROUP and not FOLDED:
+            scale = by_lane(load_shared(tables[0], offset=place, shape=(SLICES, 1, ROWS)), PACK)
             part = acc + part * scale.to(f32)
         acc = part
     return acc
