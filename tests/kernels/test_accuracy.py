@@ -40,17 +40,11 @@ def lost(weight: QuantizedWeight, x: np.ndarray) -> float:
     return max(off**2 - alone**2, 0.0) ** 0.5
 
 
-# One sign is what offsets would show in, and rows without groups have the longest sums: of every way in which numbers
-# lie one is taken, the others are run at length.
+# One sign is what offsets would show in, and rows without groups have the longest sums. Of every way in which numbers lie
+# one is taken; the others are run at length.
+USUAL = {128: ("u1", "u3", "u4", "u7", "u8", "t1.6"), -1: ("u1", "u4", "u8")}
 KINDS = [
-    pytest.param(
-        name,
-        group,
-        one_sign,
-        marks=()
-        if one_sign and name in ("u1", "u3", "u4", "u7", "u8", "t1.6")[:: 1 if group > 0 else 2]
-        else pytest.mark.long,
-    )
+    pytest.param(name, group, one_sign, marks=() if one_sign and name in USUAL[group] else pytest.mark.long)
     for name, group, one_sign in product(NAMES, (128, -1), (False, True))
 ]
 

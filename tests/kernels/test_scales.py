@@ -38,6 +38,8 @@ def folded(name: str, activation: str, group: int, bm: int) -> bool:
         ("mxfp4", "f16", 32, None),  # f16 has not the scales
         ("mxfp8", "f16", 32, None),
         ("f6e3m2:g64:f8e4m3", "f16", 64, None),  # as many instructions
+        ("u8:g16:f8e4m3", "f16", 16, 32),  # 128 is subtracted first: 8 bits and 4
+        ("i4:g16:f8e5m2", "f16", 16, None),  # f16 has not the greatest products
         ("i8:g16:f8e4m3", "bf16", 16, None),  # 8 bits and 4: bf16 would round
         ("u4", "f16", 32, None),  # f16 scales: f16 would round
     ],

@@ -60,6 +60,7 @@ TAKEN = {
     "a sum of sums": program_of(
         f"{PRODUCT}\nb: {TILE} = elementwise(op=\"add\", args=(acc, m))\n{SECOND.format('1024.0').replace('(acc, m2)', '(b, m2)')}"
     ),
+    "a loop in another": program_of(f"for u in range(0, 2, 1) {{\n{PRODUCT}\n{ADD}\n}}"),
     "a second loop": program_of(
         f"{PRODUCT}\n{ADD}", end=f"for u in range(0, 2, 1) {{\n gone: {TILE} = copy(x=acc)\nstore_global(view=gy, tile=gone, offset=(0, 0), dims=(0, 1))\n}}"
     ),
@@ -99,6 +100,11 @@ KEPT = {
         f"{SECOND.format('1024.0').replace('(acc, m2)', '(b, m2)')}\n"
         "store_global(view=gy, tile=b, offset=(0, 0), dims=(0, 1))"
     ),
+    "a sum of sums is read behind the loop": program_of(
+        f'{PRODUCT}\nb: {TILE} = elementwise(op="add", args=(acc, m))\n'
+        f"{SECOND.format('1024.0').replace('(acc, m2)', '(b, m2)')}",
+        end="store_global(view=gy, tile=b, offset=(0, 0), dims=(0, 1))",
+    ),
     "a sum of sums has two definitions": program_of(
         f'{PRODUCT}\nb: {TILE} = elementwise(op="add", args=(acc, m))\nb = copy(x=x)\n'
         f"{SECOND.format('1024.0').replace('(acc, m2)', '(b, m2)')}"
@@ -118,7 +124,7 @@ KEPT = {
     "the product is read elsewhere": program_of(
         f"{PRODUCT}\n{ADD}\n" + SECOND.format("1024.0").replace("(x, p2)", "(m, p2)")
     ),
-    "the loop lies in another": program_of(f"for u in range(0, 2, 1) {{\n{PRODUCT}\n}}"),
+    "something else is what the product is added to": program_of(f"{PRODUCT}\n" + ADD.replace("(acc, m)", "(x, m)")),
 }
 
 

@@ -36,7 +36,7 @@ VARIED = ("BM", "SLICES", "TILES", "WARPS", "PRODUCERS", "STAGES", "SPLIT", "CLU
 SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 MOST_BLOCKS = 1024  # where blocks share K
 USUAL_MULTIPROCESSORS = 100  # about as many as data center GPUs have
-WIDEST = 128  # batch tile where groups have no sums of their own: registers hold the sums of all of K for 32 rows of it
+WIDEST = 128  # batch tile where groups have no sums of their own: for most types registers hold those of 32 rows
 LARGE_BATCH = 32  # batch tile from which on blocks would read the activations too often
 # Tiles along N and warps that share them: 32 rows for each, whose sums fill its registers; 16 where more do than fit.
 TALL = ((2, 4), (4, 8), (2, 8))

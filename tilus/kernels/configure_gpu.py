@@ -86,7 +86,7 @@ def sliced_constants(
 
 
 def _folds(form: WeightFormat, compute: DataType, bm: int) -> bool:
-    """Whether scales multiply weights rather than sums: where that takes fewer instructions, and rounds nothing.
+    """Whether scales multiply weights rather than sums: where that takes fewer instructions, and rounds no weight.
 
     Of a fragment's 16 rows and columns a thread has 8 weights and, for each 8 of the batch, 4 sums, a group at a time;
     to make values of weights and to multiply them takes two instructions for a pair.
@@ -98,11 +98,12 @@ def _folds(form: WeightFormat, compute: DataType, bm: int) -> bool:
 
 @cache
 def _has_products(form: WeightFormat, scale: DataType, compute: DataType) -> bool:
-    """Whether a type has every product of a weight and a scale that f32 has."""
+    """Whether a type has every product of a weight and a scale that f32 has; beyond its range both are infinite."""
     values = form.dtype.decode(np.arange(form.dtype.num_codes)).astype(float)
     if form.zero_point == "half":
         values -= 2 ** (form.dtype.nbits - 1)
-    products = np.multiply.outer(values, scale.decode(np.arange(scale.num_codes)))
+    with np.errstate(invalid="ignore"):  # infinite scales of zeros
+        products = np.multiply.outer(values, scale.decode(np.arange(scale.num_codes)))
     kept, wanted = (kind.decode(kind.encode(products)) for kind in (compute, F32))
     return np.array_equal(kept, wanted, equal_nan=True)
 
