@@ -79,6 +79,18 @@ def test_mistakes(run, monkeypatch) -> None:
     assert "no system is called 'cublas'" in run(*ONE, "--systems", "cublas", status=1)
 
 
+def test_files_that_cannot_be(run, tmp_path) -> None:
+    wrong = {"text": "# no JSON", "list": "[]", "other": '{"rows": [{"type": "u4"}]}'}
+    for name, text in wrong.items():
+        (tmp_path / name).write_text(text)
+        found = run("--model", "h100", *ONE, "--measured", str(tmp_path / name), status=1)
+        assert "is no result of `tilus bench`" in found
+        assert "bench-measured-" in found
+    assert "cannot write to" in run("--model", "h100", *ONE, "--out", str(tmp_path / "text" / "folder"), status=1)
+    run("--model", "tpu", "--out", str(tmp_path / "new"), status=1)
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_file_and_plots(run, tmp_path) -> None:
     run("--model", "a100", *ONE, "--out", str(tmp_path / "out"))
     names = sorted(path.name for path in (tmp_path / "out").iterdir())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from importlib import metadata
@@ -53,15 +54,17 @@ def bench(
         tilus bench --model h100 --layers llama-3.3-70b:o --weights u2,u4
     """
     chosen, sizes, kinds = select_layers(layers), _numbers(batches), weights.split(",")
-    known = [read_row(row) for row in json.loads(measured.read_text())["rows"]] if measured else []
+    known = _read_rows(measured) if measured else []
+    if out is not None:
+        _check_folder(out)  # before anything takes minutes
     if device is not None:
         record, rows = _predict(device, chosen, sizes, kinds, group)
-        title = f"PREDICTED for {record['device']}, nothing was measured: f16 activations, groups of {group}"
+        title = f"PREDICTED for {record['device']}, nothing was measured: {_operands(group)}"
     else:
         record, rows = _measure(systems, chosen, sizes, kinds, group)
         title = (
             f"{record['device']}: a copy moves {record['copy_tb_per_s']:.2f} TB/s, a matmul does "
-            f"{record['matmul_tflop_per_s']:.0f} TFLOP/s; f16 activations, groups of {group}"
+            f"{record['matmul_tflop_per_s']:.0f} TFLOP/s; {_operands(group)}"
         )
     record |= _provenance() | {"rows": [row.record() for row in rows]}
     if out is not None:
@@ -119,6 +122,31 @@ def _measure(
 
 def _tracked(jobs: Iterable[Any], what: str, total: int | None) -> Iterable[Any]:
     return track(jobs, what, total, console=Console(stderr=True), disable=not sys.stderr.isatty())
+
+
+def _operands(group: int) -> str:
+    return f"f16 activations, groups of {group}, of formats their own"
+
+
+def _read_rows(path: Path) -> list[Row]:
+    """Return the rows of an earlier result."""
+    try:
+        return [read_row(row) for row in json.loads(path.read_text())["rows"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise TilusError(
+            f"{path} is no result of `tilus bench`: {type(error).__name__}: {error}",
+            hint="expected a file bench-measured-*.json or bench-predicted-*.json, as --out writes",
+        ) from error
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise an error where a folder could not be written to; nothing is made."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise TilusError(f"cannot write to {folder}: {error.strerror}", hint="choose a folder with --out") from error
 
 
 def _write(record: dict[str, Any], rows: Sequence[Row], title: str, folder: Path) -> None:
