@@ -2,7 +2,8 @@
 
 Compiles the library's program for every weight type, target and batch tile, and counts in the disassembly: no GPU is
 needed, and the numbers do not depend on the machine. f16 scales, bias; unsigned integers have zero points. All types
-are counted with f16 activations and groups of 128, those of `VARIED` also with bf16 and groups of 32. Writes
+are counted with f16 activations and groups of 128, those of `VARIED` also with bf16 and groups of 32; two formats with
+scales of 8 bits with groups and scales of their own. Writes
 `sass_counts.json` and a table to read, `sass_counts.md`, which has beside each number the one from before casts were
 synthesised (`sass_counts_first_light.json`); with `--budget` also `tests/kernels/budget.txt`, to which a test holds
 every kernel.
@@ -25,12 +26,14 @@ from rich.progress import track
 from rich.table import Table
 
 from tilus.dtypes import ALL, DataType, bf16, dtype, f16
+from tilus.kernels.candidates import named_problem
 from tilus.kernels.cost import MatmulCost, matmul_cost
 from tilus.runtime.weights.packing import native_pack
 from tilus.runtime.weights.weight import WeightFormat, ZeroPoint
 
 GROUP = 128
 VARIED = ("u4", "u3", "i8", "f4e2m1", "nf4")  # a type for each way in which numbers become values
+FORMATS = ("mxfp4", "nvfp4")
 BUDGET = ROOT / "tests" / "kernels" / "budget.txt"
 BUDGET_KEYS = ("type", "zero_point", "group", "activation", "bm", "target")
 COLUMNS = (
@@ -54,11 +57,10 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A kernel to count: what it multiplies, in groups of how many (-1: one for each row), by what, and for what."""
+    """A kernel to count: what it multiplies, by what, and for what."""
 
-    kind: DataType
-    zero_point: ZeroPoint
-    group: int
+    name: str
+    form: WeightFormat
     activation: DataType
     target: str
     bm: int
@@ -71,11 +73,16 @@ def weight_types() -> list[DataType]:
     return [*found, dtype("t1.6")]
 
 
+def weight_names() -> list[str]:
+    """Return all that is counted: types and formats."""
+    return [*(kind.name for kind in weight_types()), *FORMATS]
+
+
 def main() -> None:
     """Compile, count, print, write."""
     options = _options()
-    types = weight_types() if options.types is None else [dtype(name) for name in options.types.split(",")]
-    jobs = [job for kind in types for job in _cases(kind, options)]
+    names = weight_names() if options.types is None else options.types.split(",")
+    jobs = [job for name in names for job in _cases(name, options)]
     console = Console(stderr=True)
     rows = [_row(job) for job in track(jobs, "compiling", console=console, disable=not sys.stderr.isatty())]
     Console(width=160).print(_table(rows))
@@ -107,23 +114,31 @@ def _zero_points(kind: DataType, every: bool) -> tuple[ZeroPoint, ...]:
     return ("tensor", "half") if every else ("tensor",)
 
 
-def _cases(kind: DataType, options: argparse.Namespace) -> Iterator[Case]:
-    """Yield the kernels of a type to count, those of one target and batch tile together."""
-    targets, varied = options.targets.split(","), kind.name in VARIED
-    groups = (GROUP, 32) if varied else (GROUP, -1) if kind == dtype("t1.6") else (GROUP,)
-    activations = (f16, bf16) if varied else (f16,)
-    zeros = _zero_points(kind, options.all_zero_points)
-    for zero, group, activation, target, bm in product(zeros, groups, activations, targets, (8, 16)):
-        yield Case(kind, zero, group, activation, target, bm)
+def _cases(name: str, options: argparse.Namespace) -> Iterator[Case]:
+    """Yield the kernels of a type or format to count, those of one target and batch tile together."""
+    activations = (f16, bf16) if name in (*VARIED, *FORMATS) else (f16,)
+    targets = options.targets.split(",")
+    for form, activation, target, bm in product(_forms(name, options), activations, targets, (8, 16)):
+        yield Case(name, form, activation, target, bm)
+
+
+def _forms(name: str, options: argparse.Namespace) -> Iterator[WeightFormat]:
+    if name in FORMATS:
+        yield named_problem(name, f16, GROUP, (1, 1, 1)).form
+        return
+    kind = dtype(name)
+    groups = (GROUP, 32) if name in VARIED else (GROUP, -1) if name == "t1.6" else (GROUP,)
+    for zero, group in product(_zero_points(kind, options.all_zero_points), groups):
+        yield WeightFormat(native_pack(kind, "cuda"), group, zero)
 
 
 def _row(case: Case) -> dict[str, object]:
-    form = WeightFormat(native_pack(case.kind, "cuda"), case.group, case.zero_point)
-    cost: MatmulCost = matmul_cost(form, case.activation, f16, bm=case.bm, target=case.target)
+    form = case.form
+    cost: MatmulCost = matmul_cost(form, case.activation, form.scale or f16, bm=case.bm, target=case.target)
     return {
-        "type": case.kind.name,
-        "zero_point": case.zero_point,
-        "group": case.group,
+        "type": case.name,
+        "zero_point": form.zero_point,
+        "group": form.group_size,
         "activation": case.activation.name,
         "target": case.target,
         "bm": case.bm,
@@ -168,7 +183,7 @@ def _budget(rows: Sequence[dict[str, object]]) -> Iterator[str]:
     yield "# Instructions per weight that the quantized matmul's hot loop may take: type, zero points, group (-1: row),"
     yield " activations, batch tile, target.\n# `python bench/sass_counts.py --budget` writes this file.\n"
     for row in rows:
-        if row["bm"] == 8 or row["type"] in VARIED:
+        if row["bm"] == 8 or row["type"] in (*VARIED, *FORMATS):
             name, zero, group, kind, bm, target = (row[k] for k in BUDGET_KEYS)
             limit = row["instructions_per_weight"]
             yield f"{name:8} {zero:7} {group:4} {kind:5} {bm:3} {target:7} {limit:6.3f}\n"
@@ -187,11 +202,11 @@ def _markdown(rows: Sequence[dict[str, object]]) -> Iterator[str]:
     yield "# Quantized matmul: what its hot loop takes"
     yield ""
     yield from (
-        "Written by `python bench/sass_counts.py`. f16 scales, bias; unsigned integers have zero points. Instructions",
-        "are those of the warps that multiply; copies are started by a warp of their own, whose instructions for each",
-        "weight come besides (producer's). Conflicts: shared-memory wavefronts beyond the ideal in the loop, a block.",
-        "KiB in flight: weights on their way to a multiprocessor that is full of blocks. Exposed loads: how often a",
-        "trip of the loop waits for all of a load from device memory.",
+        "Written by `python bench/sass_counts.py`. f16 scales, but of formats their own, bias; unsigned integers have",
+        "zero points. Instructions are those of the warps that multiply; copies are started by a warp of their own,",
+        "whose instructions for each weight come besides (producer's). Conflicts: shared-memory wavefronts beyond the",
+        "ideal in the loop, a block. KiB in flight: weights on their way to a multiprocessor that is full of blocks.",
+        "Exposed loads: how often a trip of the loop waits for all of a load from device memory.",
     )
     yield ""
     yield "| " + " | ".join(COLUMNS) + " |"

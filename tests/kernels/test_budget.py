@@ -6,6 +6,7 @@ import pytest
 
 from tests.kernels.resources import check_resources
 from tilus.dtypes import dtype, f16
+from tilus.kernels.candidates import named_problem
 from tilus.kernels.cost import matmul_cost
 from tilus.runtime.weights import WeightFormat, native_pack
 
@@ -13,6 +14,7 @@ BUDGET = Path(__file__).with_name("budget.txt")
 ROWS = [line.split() for line in BUDGET.read_text().splitlines() if not line.startswith("#")]
 IN_FLIGHT = 24 << 10  # bytes of weights for a multiprocessor: 800 ns of an H100's copy rate are 18 KiB
 LESS_IN_FLIGHT = {("nf4", "sm_80"): 16 << 10}  # its table leaves room for one block of two stages
+FORMATS = ("mxfp4", "nvfp4")
 SLACK = 1.02  # another version of the compiler may schedule a little differently
 USUAL = "128 f16 8"
 TARGETS = ("sm_80", "sm_90a")
@@ -26,6 +28,8 @@ OTHERS = {
     "u4 128 f16 16": "warps that share out rows as well",
     "nf4 128 f16 16": "a table",
     "t1.6 -1 f16 8": "digits",
+    "mxfp4 32 f16 8": "scales of 8 bits that no instruction converts",
+    "nvfp4 16 f16 8": "scales of 8 bits that one does",
 }
 
 
@@ -41,8 +45,11 @@ def row_of(name, zero, group, activation, bm, target, limit):
     ("name", "zero", "group", "activation", "bm", "target", "limit"), [row_of(*row) for row in ROWS]
 )
 def test_the_hot_loop_keeps_its_budget(name, zero, group, activation, bm, target, limit):
-    form = WeightFormat(native_pack(dtype(name), "cuda"), group, zero)
-    cost = matmul_cost(form, dtype(activation), f16, bm=bm, target=target)
+    if name in FORMATS:
+        form = named_problem(name, dtype(activation), group, (1, 1, 1)).form
+    else:
+        form = WeightFormat(native_pack(dtype(name), "cuda"), group, zero)
+    cost = matmul_cost(form, dtype(activation), form.scale or f16, bm=bm, target=target)
     check_resources(cost.compiled)
     assert cost.bank_conflicts == 0
     assert cost.loop.mix["mma"] > 0, "every type runs on tensor cores"
@@ -57,4 +64,4 @@ def test_the_hot_loop_keeps_its_budget(name, zero, group, activation, bm, target
 def test_every_type_has_a_budget():
     from tests.kernels.cases import TYPES
 
-    assert {row[0] for row in ROWS} == {*TYPES, "t1.6"}
+    assert {row[0] for row in ROWS} == {*TYPES, "t1.6", *FORMATS}

@@ -84,6 +84,11 @@ def test_groups_that_end_within_tiles_leave_room_for_their_zero_points(name, arc
     check_resources(compiled(name, True, arch, group=group))
 
 
+@pytest.mark.parametrize(("name", "arch"), [("f4e2m1", "sm_90a"), ("i4", "sm_80")])
+def test_groups_of_16_leave_room_for_their_scales(name, arch):
+    check_resources(compiled(name, False, arch, group=16))
+
+
 @pytest.mark.parametrize("arch", ARCHES)
 @pytest.mark.parametrize("name", ["u4", "u3", "f6e3m2"])
 def test_tensor_cores_do_the_products(name, arch):

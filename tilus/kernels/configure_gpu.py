@@ -158,8 +158,8 @@ def rows_of_warp(form: WeightFormat, activation: DataType, bm: int) -> int:
         return least  # multiply-adds take registers enough
     parts = activation_parts(activation, compute)
     held = bm * parts * (width if pack.digits == 1 else TILE_WIDTH)
-    if form.zero_point == "tensor" and span <= TILE_WIDTH // 4:
-        held *= 2  # many zero points
+    if span <= TILE_WIDTH // 4 and (form.zero_point == "tensor" or (span <= TILE_WIDTH // 8 and bm == BATCH_TILES[0])):
+        held *= 2  # many zero points, or scales
     elif _is_looked_up(pack) or (pack.bits is not None and not forms(form.dtype, compute)):
         held *= 2  # addresses in a table, or codes in two parts
     elif parts == 2 and bm > BATCH_TILES[0]:
