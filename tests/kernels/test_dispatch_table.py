@@ -1,5 +1,6 @@
 """Every kernel that dispatch takes keeps to what the table says, counted in machine code."""
 
+import importlib
 from math import ceil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import tilus
 from tests.kernels.resources import check_resources
 from tests.kernels.test_produced import check_products
 from tests.kernels.test_split import weight as exact_weight
+from tilus.bench.shapes import BATCHES
 from tilus.dtypes import f16
 from tilus.kernels.candidates import bucket, configurations, named_problem
 from tilus.kernels.cost import PROMISES, MatmulCost
@@ -75,6 +77,12 @@ def test_small_batches_have_24_kib_in_flight():
     assert min(least.values()) >= 24, least
 
 
-def test_no_width_is_left_out():
-    assert {row[1] for row in ROWS} >= {f"u{bits}" for bits in range(1, 9)}
-    assert {row[0] for row in ROWS} == {"h100", "a100"}
+def test_no_width_is_left_out(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "bench"))
+    wanted = importlib.import_module("dispatch_table").WEIGHTS
+    assert {*wanted} == {"h100", "a100"}
+    assert {*wanted["h100"]} == {*(f"u{bits}" for bits in range(1, 9)), "f4e2m1", "mxfp4", "nvfp4"}
+    batches = {(device, weight): set() for device, weights in wanted.items() for weight in weights}
+    for device, weight, some, *_ in ROWS:
+        batches[device, weight].update(map(int, some.split(",")))
+    assert {frozenset(each) for each in batches.values()} == {frozenset(BATCHES)}
