@@ -39,7 +39,8 @@ def tried(monkeypatch: pytest.MonkeyPatch, made: dict[str, tuple[int, int]], pro
         ({USUAL: (128, 64), ALONE: (200, 0)}, False, [USUAL, ALONE], ALONE),
         ({USUAL: (128, 64), ALONE: (128, 32), ALL: (250, 0)}, False, [USUAL, ALONE, ALL], ALL),
         ({USUAL: (128, 64), ALONE: (255, 32)}, False, [USUAL, ALONE], ALONE),
-        ({USUAL: (255, 64)}, False, [USUAL], USUAL),
+        ({USUAL: (255, 132)}, False, [USUAL], USUAL),
+        ({USUAL: (255, 56), ALONE: (255, 0)}, False, [USUAL, ALONE], ALONE),
         ({ALL: (128, 0)}, True, [ALL], ALL),
         ({ALL: (160, 0), USUAL: (128, 0)}, True, [ALL, USUAL], USUAL),  # so that two blocks find room
         ({ALL: (160, 0), USUAL: (128, 8), ALONE: (160, 0)}, True, [ALL, USUAL, ALONE], ALL),

@@ -31,6 +31,7 @@ from tilus.runtime.simulate import load_simt
 
 _OPTIONS = ("--generate-line-info",)
 _SMALL_BLOCK = 256  # threads
+_MANY_SPILLS = 128  # bytes: fewer another way may do without, although it gives no more registers
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +90,8 @@ def _compiled(source: CudaSource, target: Target, threads: int) -> tuple[str, Cu
         held = blocks_held(taken.arch, taken.registers, source.threads)["registers"]
         crowded = produced and held < 2 and source.threads <= _SMALL_BLOCK
         found.append(((taken.spills, crowded), written, binary))
-        helpless = taken.spills and taken.registers == MOST_REGISTERS and not crowded  # it has all registers already
-        if helpless or not any(found[-1][0]):
+        helpless = taken.spills > _MANY_SPILLS and taken.registers == MOST_REGISTERS  # all that there are
+        if (helpless and not crowded) or not any(found[-1][0]):
             break
     _, text, binary = min(found, key=lambda each: each[0])
     return text, binary

@@ -167,7 +167,7 @@ def multiply(codes, stages, stage, zero, acc, CT, PARTS, PACK, GROUP, FOLDED, ST
         if GROUP and ZERO == "tensor":
             zero = by_lane(load_shared(tables[1], offset=place, shape=(SLICES, 1, ROWS)), PACK)
         if FOLDED:
-            scale = by_lane(load_shared(tables[0], offset=place, shape=(SLICES, 1, ROWS)), PACK).to(CT)
+            folded = by_lane(load_shared(tables[0], offset=place, shape=(SLICES, 1, ROWS)), PACK).to(CT)
         for start in static_range(first, first + span, STEP):
             weight = codes[:, :, start : start + STEP].to(CT)
             if ZERO == "half":
@@ -175,12 +175,12 @@ def multiply(codes, stages, stage, zero, acc, CT, PARTS, PACK, GROUP, FOLDED, ST
             if ZERO == "tensor":
                 weight = weight - zero.to(CT)
             if FOLDED:
-                weight = weight * scale
+                weight = weight * folded
             tile = load_shared(sx, offset=(stage, 0, 0, start), shape=(SLICES, BM, STEP))
             part = product(weight, tile, part, CT, PARTS)
         if GROUP and not FOLDED:
-            scale = by_lane(load_shared(tables[0], offset=place, shape=(SLICES, 1, ROWS)), PACK)
-            part = acc + part * scale.to(f32)
+            scale = load_shared(tables[0], offset=place, shape=(SLICES, 1, ROWS))
+            part = acc + part * by_lane(scale, PACK).to(f32)
         acc = part
     return acc
 
