@@ -38,7 +38,7 @@ def tried(monkeypatch: pytest.MonkeyPatch, made: dict[str, tuple[int, int]], pro
         ({USUAL: (128, 0)}, False, [USUAL], USUAL),
         ({USUAL: (128, 64), ALONE: (200, 0)}, False, [USUAL, ALONE], ALONE),
         ({USUAL: (128, 64), ALONE: (128, 32), ALL: (250, 0)}, False, [USUAL, ALONE, ALL], ALL),
-        ({USUAL: (128, 64), ALONE: (255, 32)}, False, [USUAL, ALONE], ALONE),
+        ({USUAL: (128, 164), ALONE: (255, 132)}, False, [USUAL, ALONE], ALONE),
         ({USUAL: (255, 132)}, False, [USUAL], USUAL),
         ({USUAL: (255, 56), ALONE: (255, 0)}, False, [USUAL, ALONE], ALONE),
         ({ALL: (128, 0)}, True, [ALL], ALL),
