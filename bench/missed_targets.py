@@ -24,7 +24,7 @@ CASTS = {1: 0.53, 2: 0.56, 3: 0.72, 4: 0.63, 5: 0.91, 6: 1.06, 7: 1.10, 8: 0.50}
 FLOATS = 1.5  # eXmY, to f16 and to bf16
 LOOPS = {"u4": 1.25, "i4": 1.25, "u1": 1.1, "u2": 1.1}
 ANY_LOOP = 2.0
-FORMATS = ("mxfp4", "nvfp4")
+FORMATS = ("mxfp4", "nvfp4")  # with scales of 8 bits
 FLIGHT = 24  # KiB
 WIDER = 1.15  # of that may a loop for 16 columns of the batch take
 TIMES = {
@@ -194,10 +194,9 @@ def _flight_lines(rows: Sequence[Row]) -> Iterator[str]:
         "codebook's table takes 32 KiB of each block, so only two stages find room.\n",
     )
     yield "| type | batches up to | target | KiB |\n|---|---|---|---|"
-    usual = [*_usual(rows, 8), *_usual(rows, 16)]
-    for row in rows:
+    for row in _usual(rows, 8, 16):
         held = row["bytes_in_flight"] / 1024
-        if row in usual and held < FLIGHT:
+        if held < FLIGHT:
             yield f"| {row['type']} | {row['bm']} | {row['target']} | {held:.0f} |"
 
 
@@ -238,10 +237,10 @@ def _time_lines(rows: Sequence[Row]) -> Iterator[str]:
         "takes is 6 % more than the tensor cores or the memory take at M = 16 to 128, and less beyond.\n",
         "Batch tiles of 128 columns are candidates where groups have no sums of their own (one scale for a row,",
         "or scales that multiply weights). By the model they take a quarter less from the second-level cache than",
-        "64 columns, which is not what binds, and no less time: nvfp4 at M = 256 75.1 us at best, with 64 columns",
-        "74.9. With sums of groups 32 rows spill, and with 16 rows the banks of shared memory bind (95 us instead",
-        "of 75 for u4, M = 256). Blocks share K in equal parts (split-K), not by trips (stream-K): up to M = 128",
-        "the blocks that the model chooses are one wave, so there is no tail that stream-K would fill.",
+        "64 columns, which is not what binds, and about as much time: it takes them for nvfp4 from M = 1024 on.",
+        "With sums of groups 32 rows spill, and with 16 rows the banks of shared memory bind (95 us instead of 75",
+        "for u4, M = 256). Blocks share K in equal parts (split-K), not by trips (stream-K): up to M = 128 the",
+        "blocks that the model chooses are one wave, so there is no tail that stream-K would fill.",
     )
 
 
@@ -251,9 +250,9 @@ def _shares(row: Row) -> list[float]:
     return [*shares, row["instructions_per_weight"] - sum(shares)]
 
 
-def _usual(rows: Sequence[Row], bm: int) -> list[Row]:
-    """Return the rows of a batch tile with f16 activations and the usual groups."""
-    own = [row for row in rows if row["bm"] == bm and row["activation"] == "f16"]
+def _usual(rows: Sequence[Row], *tiles: int) -> list[Row]:
+    """Return the rows of batch tiles with f16 activations and the usual groups."""
+    own = [row for row in rows if row["bm"] in tiles and row["activation"] == "f16"]
     return [row for row in own if row["group"] in (128, -1) or row["type"] in FORMATS]
 
 

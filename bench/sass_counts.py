@@ -33,7 +33,6 @@ from tilus.runtime.weights.weight import WeightFormat, ZeroPoint
 
 GROUP = 128
 VARIED = ("u4", "u3", "i8", "f4e2m1", "nf4")  # a type for each way in which numbers become values
-FORMATS = ("mxfp4", "nvfp4")
 BUDGET = ROOT / "tests" / "kernels" / "budget.txt"
 BUDGET_KEYS = ("type", "zero_point", "group", "activation", "bm", "target")
 COLUMNS = (
@@ -75,7 +74,7 @@ def weight_types() -> list[DataType]:
 
 def weight_names() -> list[str]:
     """Return all that is counted: types and formats."""
-    return [*(kind.name for kind in weight_types()), *FORMATS]
+    return [*(kind.name for kind in weight_types()), *missed_targets.FORMATS]
 
 
 def main() -> None:
@@ -116,14 +115,14 @@ def _zero_points(kind: DataType, every: bool) -> tuple[ZeroPoint, ...]:
 
 def _cases(name: str, options: argparse.Namespace) -> Iterator[Case]:
     """Yield the kernels of a type or format to count, those of one target and batch tile together."""
-    activations = (f16, bf16) if name in (*VARIED, *FORMATS) else (f16,)
+    activations = (f16, bf16) if name in (*VARIED, *missed_targets.FORMATS) else (f16,)
     targets = options.targets.split(",")
     for form, activation, target, bm in product(_forms(name, options), activations, targets, (8, 16)):
         yield Case(name, form, activation, target, bm)
 
 
 def _forms(name: str, options: argparse.Namespace) -> Iterator[WeightFormat]:
-    if name in FORMATS:
+    if name in missed_targets.FORMATS:
         yield named_problem(name, f16, GROUP, (1, 1, 1)).form
         return
     kind = dtype(name)
@@ -183,7 +182,7 @@ def _budget(rows: Sequence[dict[str, object]]) -> Iterator[str]:
     yield "# Instructions per weight that the quantized matmul's hot loop may take: type, zero points, group (-1: row),"
     yield " activations, batch tile, target.\n# `python bench/sass_counts.py --budget` writes this file.\n"
     for row in rows:
-        if row["bm"] == 8 or row["type"] in (*VARIED, *FORMATS):
+        if row["bm"] == 8 or row["type"] in (*VARIED, *missed_targets.FORMATS):
             name, zero, group, kind, bm, target = (row[k] for k in BUDGET_KEYS)
             limit = row["instructions_per_weight"]
             yield f"{name:8} {zero:7} {group:4} {kind:5} {bm:3} {target:7} {limit:6.3f}\n"

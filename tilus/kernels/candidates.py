@@ -15,6 +15,7 @@ from tilus.ir.target import CLUSTERS, MAX_CLUSTER
 from tilus.ir.target import target as find_target
 from tilus.kernels.configure import adding_kernel, ending, matmul_program, rows_per_block
 from tilus.kernels.configure_gpu import (
+    BATCH_TILES,
     divides,
     fair_split,
     gpu_batch_tiles,
@@ -193,7 +194,7 @@ def configurations(problem: Problem, target: str) -> tuple[Configuration, ...]:
 def _batch_tiles(problem: Problem, largest: int) -> list[int]:
     tiles = gpu_batch_tiles(problem.form.dtype, problem.activation)
     found = [size for size in tiles if size <= largest] or [largest]
-    if problem.m > tiles[-1] == WIDEST // 2:
+    if problem.m > tiles[-1] == BATCH_TILES[-1]:
         widest = default_configuration(problem, WIDEST)
         if not widest["GROUP"] or widest["FOLDED"]:
             found.append(WIDEST)
