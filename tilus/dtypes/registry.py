@@ -40,7 +40,7 @@ _BY_NAME = {each.name: each for each in ALL}
 _BY_NUMPY: dict[np.dtype[Any] | None, DataType] = {
     each.numpy_dtype: each for each in ALL if each.numpy_dtype is not None and each.name != "tf32"
 }
-_BLOCK_FORMAT = re.compile(r"(mx(fp|int)|nvfp)\d|[a-z]\w*:g")  # see tilus.dtypes.blockscaled
+BLOCK_NAME = re.compile(r"(mx(fp|int)|nvfp)\d|[a-z]\w*:g")  # see tilus.dtypes.blockscaled
 _MINI_FLOAT = re.compile(r"f(\d+)e(\d+)m(\d+)")
 
 
@@ -77,7 +77,7 @@ def _unknown(name: str) -> DataType:
                 hint=f"f{total}e{exponent}m{mantissa} has those fields" if exponent and total <= 8 else limits,
             )
         raise DTypeError(f"{name}: {limits}")
-    if _BLOCK_FORMAT.match(name):
+    if BLOCK_NAME.match(name):
         raise DTypeError(
             f"{name!r} names a format of scaled blocks, not a type of elements",
             hint=f"tilus.quantize(weight, {name!r}) makes a weight of it, tilus.dtypes.block_format describes it",

@@ -97,6 +97,7 @@ def _linear(torch, factor):
     ("form", "message"),
     [
         ("u4:g48x:f16", "no block-scaled format"),
+        ("nvfp5", "no block-scaled format is named .nvfp5.\nhint: known: mxfp8"),
         ("u4:g24:f16", "a block is a multiple of 16"),
         ("u4:g32:f64", "scales are of 8 bits, f16, bf16 or f32, not f64"),
         ("u4:g32:f16:zf16", "zero points are integers of up to 8 bits, not f16"),

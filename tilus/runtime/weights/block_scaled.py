@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tilus.dtypes import BlockScaled, DataType, block_format
+from tilus.dtypes.registry import BLOCK_NAME
 from tilus.errors import DTypeError, QuantizeError
 from tilus.runtime.targets import code_device
 from tilus.runtime.weights.packing import native_pack
@@ -24,7 +25,7 @@ def format_named(name: Any) -> BlockScaled | None:
     try:
         return block_format(name)
     except DTypeError:
-        if ":" in name:
+        if ":" in name or BLOCK_NAME.match(name):
             raise
         return None
 
